@@ -1,0 +1,109 @@
+"""Batched token-by-token decoding with a key-value cache.
+
+Prompts of different lengths share a batch by left padding (rotary positions are relative, so padding on the
+left changes nothing). Each prompt is read once and its cache repeated for `n_samples` continuations; rows that
+have ended leave the batch. Temperature 0 is greedy.
+
+Shapes: P prompts, S samples a prompt, B = P * S rows, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lifecycle_lib.model.gpt import GPT, Cache
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Continuations in prompt order (row p * S + s), end token included, with the log-probability of each token
+    under the sampling distribution (temperature applied)."""
+
+    ids: list[list[int]]
+    logps: list[list[float]]
+    ended: list[bool]
+    tokens: int  # decoded tokens in all
+
+
+def left_pad(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both (P, T), prompts flush right."""
+    if not prompts or min(map(len, prompts)) == 0:
+        raise ValueError("generate needs at least one prompt, and no empty one")
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
+    return ids, mask
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """One token a row and its log-probability. logits (B, V) -> (B,), (B,)."""
+    if temperature == 0:
+        logps = torch.log_softmax(logits.float(), -1)
+        token = logits.argmax(-1)
+    else:
+        logps = torch.log_softmax(logits.float() / temperature, -1)
+        # one uniform number a row, made on the CPU: the same draw on every device
+        u = torch.rand(len(logits), 1, generator=generator).to(logits.device)
+        token = torch.searchsorted(logps.exp().cumsum(-1), u).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return token, logps.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+
+
+@torch.inference_mode()
+def generate(model: GPT, prompts: list[list[int]], *, eos_id: int, pad_id: int, max_new_tokens: int = 40,
+             temperature: float = 1.0, n_samples: int = 1, generator: torch.Generator | None = None,
+             batch_rows: int = 512) -> Samples:
+    """Continue every prompt `n_samples` times until eos_id or max_new_tokens.
+
+    Raises ValueError for an empty prompt, a temperature under 0, or a prompt that leaves no room in block_size."""
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
+    if n_samples < 1 or max_new_tokens < 1:
+        raise ValueError(f"n_samples={n_samples} and max_new_tokens={max_new_tokens} must be at least 1")
+    ids: list[list[int]] = []
+    logps: list[list[float]] = []
+    step = max(1, batch_rows // n_samples)
+    for start in range(0, len(prompts), step) or [0]:
+        part = decode(model, prompts[start:start + step], eos_id, pad_id, max_new_tokens, temperature, n_samples,
+                      generator)
+        ids += part[0]
+        logps += part[1]
+    return Samples(ids, logps, [bool(x) and x[-1] == eos_id for x in ids], sum(map(len, ids)))
+
+
+def decode(model: GPT, prompts: list[list[int]], eos_id: int, pad_id: int, max_new: int, temperature: float,
+           n_samples: int, generator: torch.Generator | None) -> tuple[list[list[int]], list[list[float]]]:
+    """One batch of `generate`."""
+    idx, mask = left_pad(prompts, pad_id)
+    idx, mask = idx.to(model.device), mask.to(model.device)
+    width = idx.shape[1]
+    room = model.cfg.block_size - width
+    if room < 1:
+        raise ValueError(f"a prompt of {width} tokens leaves no room in block_size={model.cfg.block_size}; shorten it")
+    steps = min(max_new, room)
+    cache = Cache(model.cfg, len(prompts), width + steps, model.wte.weight)
+    last = model.head(model.hidden(idx, mask, cache)[:, -1])  # (P, V)
+    rows = torch.arange(len(prompts), device=idx.device).repeat_interleave(n_samples)
+    cache.select(rows)
+    logits = last[rows]  # (B, V)
+    live = torch.arange(len(rows), device=idx.device)  # original row of every row still in the batch
+    out = torch.full((len(rows), steps), pad_id, device=idx.device)
+    out_logp = torch.zeros(len(rows), steps, device=idx.device)
+    length = torch.zeros(len(rows), dtype=torch.long, device=idx.device)
+    for t in range(steps):
+        token, logp = draw(logits, temperature, generator)
+        out[live, t], out_logp[live, t] = token, logp
+        length[live] = t + 1
+        going = token != eos_id
+        if t + 1 == steps or not bool(going.any()):
+            break
+        if int(going.sum()) < 0.8 * len(going):  # finished rows leave, a few at a time
+            live, token = live[going], token[going]
+            cache.select(going.nonzero().squeeze(-1))
+        logits = model(token.unsqueeze(-1), None, cache)[:, -1]
+    ids, logps = [], []
+    for row, lp in zip(out.tolist(), out_logp.tolist()):
+        end = row.index(eos_id) + 1 if eos_id in row else len(row)
+        ids.append(row[:end])
+        logps.append(lp[:end])
+    return ids, logps
