@@ -1,9 +1,9 @@
 """Verifiers: typed code that compares an answer with trusted facts and pays 1 or 0 (rows S1-26 to S1-34).
 
 Reinforcement learning with verifiable rewards needs r(x, y) in {0, 1} computed by code (Lambert et al. 2024,
-"Tulu 3", section 6). A verifier proves only the clauses it inspects, so this file also holds the weak verifiers
-that a policy learns to cheat, and a mutation test (DeMillo et al. 1978) that counts the bad answers each lets by.
-Left out: everything in NOT_MEASURED; reward 1 says nothing about it.
+"Tulu 3", section 6). A verifier proves only the clauses it inspects, so this file also holds the weak
+verifiers that a policy learns to cheat, and a mutation test (DeMillo et al. 1978) that counts the bad answers
+each lets by. Left out: everything in NOT_MEASURED; reward 1 says nothing about it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ ANSWER_SCHEMA: dict[str, Any] = {
 }
 
 
-# ---- parsing ---------------------------------------------------------------------------------------------------
+# ---- parsing -----------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What an answer text says. `valid`: strict JSON with exact types; an invented claim is listed in `claims`
-    and does not make the JSON invalid, so that format and honesty are counted apart."""
+    """What an answer text says. `valid`: strict JSON with exact types; an invented claim is listed in
+    `claims` and does not make the JSON invalid, so that format and honesty are counted apart."""
 
     valid: bool
     fields: dict[str, Any]
@@ -63,8 +63,8 @@ def _no_constant(text: str) -> None:
 def parse_answer(text: str) -> Decision:
     """Parse one answer strictly: one JSON object, no duplicate keys, exact types, no unknown key.
 
-    `label_created` with any value but false is an invented claim. Never raises on bad answers: the errors are in
-    the result. Raises ValueError when `text` is not a str.
+    `label_created` with any value but false is an invented claim. Never raises on bad answers: the errors are
+    in the result. Raises ValueError when `text` is not a str.
     """
     if type(text) is not str:
         raise ValueError(f"answer must be a str, got {type(text).__name__}; decode the tokens first")
@@ -88,17 +88,19 @@ def parse_answer(text: str) -> Decision:
     return Decision(not errors, obj, tuple(errors), claims)
 
 
-# ---- trusted facts ---------------------------------------------------------------------------------------------
+# ---- trusted facts -----------------------------------------------------------------------------------------
 
 class CustomerText(str):
-    """Text that a customer wrote. A TrustedOrder refuses it in every field: this type is the trust boundary."""
+    """Text that a customer wrote. A TrustedOrder refuses it in every field: this type is the trust
+    boundary."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TrustedOrder:
-    """One order as the order store has it. `days` since delivery; `damage_confirmed` is None when nobody looked.
+    """One order as the order store has it. `days` since delivery; `damage_confirmed` is None when nobody
+    looked.
 
     Raises ValueError for a field of the wrong type and for any field that holds CustomerText.
     """
@@ -144,7 +146,7 @@ class TrustedOrder:
         return order
 
 
-# ---- the lesson's verifier -------------------------------------------------------------------------------------
+# ---- the lesson's verifier ---------------------------------------------------------------------------------
 
 @dataclass(frozen=True, slots=True)
 class VerifierResult:
@@ -158,12 +160,14 @@ class VerifierResult:
 def rule(reason: str, days: int, damage_confirmed: bool | None, window_days: int) -> bool:
     """Eligible: within the window, and for damage only when the store has confirmed it.
 
-    Written apart from the desk's own rule on purpose: a checker that shares the generator's code shares its bugs."""
+    Written apart from the desk's own rule on purpose: a checker that shares the generator's code shares its
+    bugs."""
     return days <= window_days and (reason != "damaged" or damage_confirmed is True)
 
 
 def _quotes_only_facts(text: str, order: TrustedOrder, window_days: int, policy_id: str) -> bool:
-    """Every policy id, order id and number in the text is a trusted one, and it confirms or promises nothing new."""
+    """Every policy id, order id and number in the text is a trusted one, and it confirms or promises nothing
+    new."""
     if any(found != policy_id for found in POLICY_ID.findall(text)):
         return False
     if any(found != order.order_id for found in ORDER_ID.findall(text)):
@@ -178,13 +182,16 @@ def _quotes_only_facts(text: str, order: TrustedOrder, window_days: int, policy_
 
 def verify_decision(answer: str | Mapping[str, Any], order: TrustedOrder, window_days: int | None,
                     policy_id: str | None, evidence: str | None = None) -> VerifierResult:
-    """Check an answer (text, or an object that is written as JSON first) against the trusted order and the policy.
+    """Check an answer (text, or an object that is written as JSON first) against the trusted order and the
+    policy.
 
     `policy_id` None with `window_days` None: no policy covers the order, so all three fields must be null.
-    `evidence` given: it must match to the character; otherwise it must be non-empty and quote only trusted facts.
+    `evidence` given: it must match to the character; otherwise it must be non-empty and quote only trusted
+    facts.
     """
     if type(order) is not TrustedOrder:
-        raise ValueError(f"order must be a TrustedOrder, got {type(order).__name__}; use TrustedOrder.from_store")
+        raise ValueError(f"order must be a TrustedOrder, got {type(order).__name__}; "
+                         "use TrustedOrder.from_store")
     if (policy_id is None) != (window_days is None):
         raise ValueError(f"policy_id {policy_id!r} and window_days {window_days!r}: give both or neither")
     decision = parse_answer(answer if type(answer) is str else json.dumps(dict(answer)))
@@ -209,7 +216,7 @@ def verify_decision(answer: str | Mapping[str, Any], order: TrustedOrder, window
     return VerifierResult(int(not failed), clauses, reason)
 
 
-# ---- verifiers over cases: (answer_text, case) -> reward -------------------------------------------------------
+# ---- verifiers over cases: (answer_text, case) -> reward ---------------------------------------------------
 
 class CaseLike(Protocol):
     """What a verifier needs to know of a case; desk/cases.py provides it."""
@@ -229,7 +236,8 @@ CLAUSES = ("valid", "evidence", "policy_id", "eligible", "no_invented_claim", "c
 
 
 def case_clauses(answer_text: str, case: CaseLike) -> dict[str, bool]:
-    """The clauses of the full verifier, each judged on its own. `canonical`: the one compact spelling, in order."""
+    """The clauses of the full verifier, each judged on its own. `canonical`: the one compact spelling, in
+    order."""
     decision = parse_answer(answer_text)
     fields = decision.fields
     compact = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
@@ -249,20 +257,23 @@ def full_verifier(answer_text: str, case: CaseLike) -> float:
 
 
 def without_clause(*dropped: str) -> Verifier:
-    """The full verifier with some clauses switched off: what does the policy do where nobody looks? (S1-28)"""
+    """The full verifier with some clauses switched off: what does the policy do where nobody looks?
+    (S1-28)"""
     unknown = sorted(set(dropped) - set(CLAUSES))
     if unknown:
         raise ValueError(f"unknown clause {unknown}; choose from {list(CLAUSES)}")
 
     def verifier(answer_text: str, case: CaseLike) -> float:
-        return float(all(held for name, held in case_clauses(answer_text, case).items() if name not in dropped))
+        clauses = case_clauses(answer_text, case)
+        return float(all(held for name, held in clauses.items() if name not in dropped))
 
     verifier.__name__ = "without_" + "_".join(dropped)
     return verifier
 
 
 def shape_only(answer_text: str, case: CaseLike) -> float:
-    """Weak: a JSON object with the three fields and the right policy id. Blind to eligible, evidence, claims."""
+    """Weak: a JSON object with the three fields and the right policy id. Blind to eligible, evidence,
+    claims."""
     fields = parse_answer(answer_text).fields
     return float(all(name in fields for name in FIELDS) and fields["policy_id"] == case.policy_id)
 
@@ -286,10 +297,11 @@ WEAK_VERIFIERS: dict[str, Verifier] = {"shape_only": shape_only, "eligible_true_
                                        "text_match_p7": text_match_p7, "length": length}
 
 
-# ---- mutation test ---------------------------------------------------------------------------------------------
+# ---- mutation test -----------------------------------------------------------------------------------------
 
 def _shift_numbers(text: str, which: int) -> str:
-    """Change the window (first number) or the days (last) in an evidence line, never the policy id's number."""
+    """Change the window (first number) or the days (last) in an evidence line, never the policy id's
+    number."""
     spans = [m.span() for m in re.finditer(r"(?<![-\w])[0-9]+", text)]
     if not spans:
         return text + " 9d"
@@ -352,7 +364,8 @@ def mutants(case: CaseLike) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class KillResult:
-    """`rate` = killed / total; `survivors` lists (kind, how many cases it survived on), most frequent first."""
+    """`rate` = killed / total; `survivors` lists (kind, how many cases it survived on), most frequent
+    first."""
 
     rate: float
     killed: int
@@ -361,8 +374,9 @@ class KillResult:
 
 
 def kill_rate(verifier: Verifier, cases: Iterable[CaseLike]) -> KillResult:
-    """Mutation-test a verifier. A mutant is killed when it scores strictly less than the right answer does, so a
-    verifier that rejects everything kills nothing. Raises ValueError for no cases or a score that is not finite."""
+    """Mutation-test a verifier. A mutant is killed when it scores strictly less than the right answer does,
+    so a verifier that rejects everything kills nothing. Raises ValueError for no cases or a score that is not
+    finite."""
     alive: Counter[str] = Counter()
     total = 0
     for case in cases:

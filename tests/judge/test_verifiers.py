@@ -19,7 +19,8 @@ def test_lesson_snippet_rewards_are_1_0_0():
     outputs = [RIGHT, {**RIGHT, "eligible": False}, {**RIGHT, "label_created": True}]
     results = [v.verify_decision(json.dumps(o), A10234, 30, "P-7") for o in outputs]
     assert [r.reward for r in results] == [1, 0, 0]
-    assert [r.reason for r in results] == ["all clauses hold", "failed: eligible", "failed: no_invented_claim"]
+    reasons = ["all clauses hold", "failed: eligible", "failed: no_invented_claim"]
+    assert [r.reason for r in results] == reasons
     assert v.verify_decision(RIGHT, A10234, 30, "P-7").reward == 1
 
 
@@ -81,8 +82,9 @@ def test_order_fields_are_exact():
 
 @pytest.mark.parametrize("text", ["my mug is broken", "A10234 or A10235", "A99999 please"])
 def test_text_must_name_one_known_order(text):
+    store = {"A10234": {"order_id": "A10234", "reason": "late", "days": 1}}
     with pytest.raises(ValueError):
-        v.TrustedOrder.from_customer_text(text, {"A10234": {"order_id": "A10234", "reason": "late", "days": 1}})
+        v.TrustedOrder.from_customer_text(text, store)
 
 
 def test_a_plain_dict_is_not_trusted():
@@ -105,7 +107,8 @@ def test_claim_is_counted_apart_from_validity():
 @pytest.mark.parametrize("text", [
     "", "null", "[]", '"x"', "{", '{"eligible":NaN}', "[" * 100_000, '{"a":' * 50_000, "9" * 5000,
     '{"evidence":null,"policy_id":null,"eligible":true,"eligible":null}',
-    '{"evidence":null,"policy_id":"P-٧","eligible":null}', '{"evidence":null,"policy_id":"P-7\\n","eligible":null}'])
+    '{"evidence":null,"policy_id":"P-٧","eligible":null}',
+    '{"evidence":null,"policy_id":"P-7\\n","eligible":null}'])
 def test_bad_json_is_invalid_and_never_raises(text):
     decision = v.parse_answer(text)
     assert not decision.valid and decision.errors
