@@ -1,11 +1,11 @@
 """Typed records: JSON and JSONL files that are read strictly and written atomically.
 
-Reading refuses what a permissive reader would let through: a truncated line, a missing field, `true` where a number
-is meant, the same key twice, NaN, a blank line, an empty file. Every message names the file and the line and says what
-to do. Writing goes to a temporary file in the same folder, is flushed to the disk, and takes the place of the old file
-in one `os.replace`: a reader sees the old file or the new one, never a half of either.
+Reading refuses what a permissive reader would let through: a truncated line, a missing field, `true` where
+a number is meant, the same key twice, NaN, a blank line, an empty file. Every message names the file and the
+line and says what to do. Writing goes to a temporary file in the same folder, is flushed to the disk, and
+takes the place of the old file in one `os.replace`: a reader sees the old file or the new one, never a half.
 
-Left out: nested schemas (the types checked are those of the top-level fields) and streaming (files here are small).
+Left out: nested schemas (only the types of top-level fields are checked) and streaming (files are small).
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 FieldType = type | tuple[type, ...]
-_JSON_NAMES = {str: "string", int: "integer", float: "number", bool: "true/false", list: "list", dict: "object",
-               type(None): "null"}
+_JSON_NAMES = {str: "string", int: "integer", float: "number", bool: "true/false", list: "list",
+               dict: "object", type(None): "null"}
 _counter = itertools.count()
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file. Raises ValueError naming the file if it is missing, not UTF-8 or not strict JSON."""
+    """The value in a JSON file. Raises ValueError naming the file if it is missing or not strict JSON."""
     return _parse(_read_bytes(path), str(path))
 
 
@@ -32,11 +32,11 @@ def read_jsonl(path: str | Path, required: Mapping[str, FieldType] | None = None
                allow_empty: bool = False) -> list[dict[str, Any]]:
     """The rows of a JSONL file, one JSON object per line.
 
-    `required` maps a field to its type, or to a tuple of types (`(str, type(None))` allows null). `int` refuses
-    true/false; `float` takes an integer as well. Other fields pass through unchecked.
+    `required` maps a field to its type, or to a tuple of types (`(str, type(None))` allows null). `int`
+    refuses true/false; `float` takes an integer as well. Other fields pass through unchecked.
 
-    Raises ValueError, as "FILE:LINE: what is wrong; fix", for a missing file, a line that is not one strict JSON
-    object, a missing or mistyped field, a blank line, and a file without rows (unless `allow_empty`).
+    Raises ValueError, as "FILE:LINE: what is wrong; fix", for a missing file, a line that is not one strict
+    JSON object, a missing or mistyped field, a blank line, and a file without rows (unless `allow_empty`).
     """
     lines = _read_bytes(path).split(b"\n")
     if lines[-1] == b"":  # what follows the last newline
@@ -48,7 +48,8 @@ def read_jsonl(path: str | Path, required: Mapping[str, FieldType] | None = None
             raise ValueError(f"{where}: blank line; remove it, every line is one JSON object")
         row = _parse(line, where)
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: a {_json_name(row)} where an object is needed; write the row as {{...}}")
+            raise ValueError(f"{where}: a {_json_name(row)} where an object is needed; "
+                             "write the row as {...}")
         check_fields(row, required or {}, where)
         rows.append(row)
     if not rows and not allow_empty:
@@ -57,10 +58,11 @@ def read_jsonl(path: str | Path, required: Mapping[str, FieldType] | None = None
 
 
 def check_fields(row: Mapping[str, Any], required: Mapping[str, FieldType], where: str) -> None:
-    """Raise ValueError, starting with `where`, if `row` lacks a required field or holds another type in it."""
+    """Raise ValueError, starting with `where`, if `row` lacks a required field or has another type in it."""
     for field, wanted in required.items():
         if field not in row:
-            raise ValueError(f"{where}: field {field!r} is missing; add it (the row has {', '.join(sorted(row))})")
+            raise ValueError(f"{where}: field {field!r} is missing; add it "
+                             f"(the row has {', '.join(sorted(row))})")
         types = wanted if isinstance(wanted, tuple) else (wanted,)
         if not any(_is_a(row[field], t) for t in types):
             names = " or ".join(_JSON_NAMES.get(t, t.__name__) for t in types)
@@ -69,12 +71,12 @@ def check_fields(row: Mapping[str, Any], required: Mapping[str, FieldType], wher
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Write `obj` as indented JSON, atomically. Raises ValueError for NaN, infinity and what JSON cannot hold."""
+    """Write `obj` as indented JSON, atomically. Raises ValueError for NaN and what JSON cannot hold."""
     write_text(path, _dump(obj, str(path), indent=2) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object per line, atomically; keys keep their order. Raises ValueError naming FILE:LINE."""
+    """Write one JSON object per line, atomically, keys in order. Raises ValueError naming FILE:LINE."""
     lines = []
     for number, row in enumerate(rows, start=1):
         where = f"{path}:{number}"
@@ -109,8 +111,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); give a file path in a folder you may write "
-                         "to, on a disk with room") from error
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); give a file path in a folder "
+                         "you may write to, on a disk with room") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -120,7 +122,8 @@ def _read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path, or make the file first") from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path, or make the file first"
+                         ) from error
 
 
 def _parse(data: bytes, where: str) -> Any:
@@ -129,7 +132,8 @@ def _parse(data: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant,
+                          parse_float=_finite)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON at character {error.pos} ({error.msg}), near "
                          f"{_short(text[max(0, error.pos - 20):error.pos + 20])}; the file may be cut short, "
@@ -162,8 +166,8 @@ def _dump(obj: Any, where: str, indent: int | None = None) -> str:
     try:
         return json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=indent)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: cannot be written as JSON ({error}); use strings, finite numbers, true/false, "
-                         "null, lists and dicts") from error
+        raise ValueError(f"{where}: cannot be written as JSON ({error}); use strings, finite numbers, "
+                         "true/false, null, lists and dicts") from error
 
 
 def _is_a(value: Any, wanted: type) -> bool:

@@ -1,7 +1,7 @@
 """Named tensors on disk: safetensors, nothing pickled, written atomically.
 
-`save_tensors` stores a state dict with a little text beside it (`meta`: step, config, format). Tensors that share
-memory (a tied head and its embedding) are stored once each, so the file loads without knowing about the tie.
+`save_tensors` stores a state dict with a little text beside it (`meta`: step, config, format). Tensors that
+share memory (a tied head and its embedding) are stored once each: the file loads without knowing the tie.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def save_tensors(path: str | Path, state_dict: Mapping[str, torch.Tensor],
                  meta: Mapping[str, str] | None = None) -> None:
     """Write the tensors (copied to the CPU) and `meta` to one safetensors file, atomically.
 
-    Raises ValueError for an empty state dict, an entry that is not a dense tensor, or meta that is not str -> str.
+    Raises ValueError for an empty state dict, a value that is no dense tensor, or meta that is not text.
     """
     if not state_dict:
         raise ValueError(f"{path}: the state dict is empty; pass model.state_dict()")
     for name, tensor in state_dict.items():
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
             kind = tensor.layout if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise ValueError(f"{path}: entry {name!r} is a {kind}; save dense tensors only, and text in `meta`")
+            raise ValueError(f"{path}: entry {name!r} is a {kind}; save dense tensors, and text in `meta`")
     for key, value in (meta or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"{path}: meta {key!r} = {value!r}; give strings (json.dumps the value)")
@@ -61,8 +61,8 @@ def _read(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path, or make the artifact first"
-                         ) from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path, or make the artifact "
+                         "first") from error
 
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:

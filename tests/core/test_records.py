@@ -78,7 +78,8 @@ def test_every_cut_inside_a_row_is_noticed(tmp_path):
             rows = read_jsonl(path, CASES)
         except ValueError:
             continue
-        assert cut in (len(ROW), len(ROW) + 1, 2 * len(ROW) + 1) and all(row == json.loads(ROW) for row in rows)
+        assert cut in (len(ROW), len(ROW) + 1, 2 * len(ROW) + 1)
+        assert all(row == json.loads(ROW) for row in rows)
 
 
 def test_empty_and_missing(tmp_path):

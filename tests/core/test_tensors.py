@@ -14,7 +14,8 @@ from lifecycle_lib.core.tensors import load_meta, load_tensors, save_tensors
 
 def state():
     g = torch.Generator().manual_seed(0)
-    return {"w": torch.randn(3, 4, generator=g), "b": torch.arange(5), "half": torch.randn(2, generator=g).bfloat16()}
+    half = torch.randn(2, generator=g).bfloat16()
+    return {"w": torch.randn(3, 4, generator=g), "b": torch.arange(5), "half": half}
 
 
 def test_header_by_hand(tmp_path):
@@ -23,7 +24,8 @@ def test_header_by_hand(tmp_path):
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8:8 + length])
-    assert header == {"__metadata__": {"step": "7"}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    assert header == {"__metadata__": {"step": "7"}, "x": entry}
     assert struct.unpack("<2f", data[8 + length:]) == (1.0, 2.0)
 
 
