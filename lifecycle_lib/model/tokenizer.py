@@ -1,12 +1,13 @@
 """Byte-level byte-pair encoding: text to token ids and back.
 
-Merges as in Sennrich et al. 2016 (arXiv:1508.07909, algorithm 1), over the byte alphabet of GPT-2 (Radford et al.
-2019), so that no text is ever unknown. Text is first cut into *pretokens* by PATTERN; merges never cross a pretoken.
-Training counts each distinct pretoken once; after a merge only the words that held the pair are counted again.
+Merges as in Sennrich et al. 2016 (arXiv:1508.07909, algorithm 1), over the byte alphabet of GPT-2 (Radford
+et al. 2019), so that no text is ever unknown. Text is first cut into *pretokens* by PATTERN; merges never
+cross a pretoken. Training counts each distinct pretoken once; after a merge only the words that held the pair
+are counted again.
 
-Ids: special tokens in the order given, then the 256 bytes sorted by their GPT-2 character, then one id per new merged
-string. Ties in count go to the smaller (left id, right id). That is the order of the `tokenizers` BpeTrainer, and the
-tests compare the two merge for merge.
+Ids: special tokens in the order given, then the 256 bytes sorted by their GPT-2 character, then one id per
+new merged string. Ties in count go to the smaller (left id, right id). That is the order of the `tokenizers`
+BpeTrainer, and the tests compare the two merge for merge.
 
 Leaves out: normalisation, minimum frequencies, dropout, and parallel training.
 """
@@ -16,8 +17,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -25,8 +24,10 @@ from pathlib import Path
 
 import regex
 
-# A policy id with its leading space is one pretoken; numbers come in groups of at most two digits; then words, runs of
-# punctuation, whitespace. Every character belongs to one of the last four alternatives, so no byte is lost.
+from lifecycle_lib.core.records import read_json, write_text
+
+# A policy id with its leading space is one pretoken; numbers come in groups of at most two digits; then
+# words, runs of punctuation, whitespace. Every character fits one of the last five: no byte is lost.
 PATTERN = r" ?P-[0-9](?!\p{N})| ?\p{N}{1,2}| ?[\p{L}_]+| ?[^\s\p{L}\p{N}_]+|\s+(?!\S)|\s+"
 
 FORMAT, VERSION = "lifecycle_lib.tokenizer", 1
@@ -36,7 +37,7 @@ Pair = tuple[int, int]
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's byte -> printable character map: visible Latin-1 stays, the other 68 bytes move to 256 and up."""
+    """GPT-2's byte -> printable character map: visible Latin-1 stays, the other 68 bytes start at 256."""
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = [b for b in range(256) if b not in visible]
     return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
@@ -49,16 +50,17 @@ SORTED_BYTES = sorted(range(256), key=BYTE_TO_CHAR.__getitem__)  # base id order
 class Tokenizer:
     """A trained byte-level BPE tokenizer. Make one with `Tokenizer.train` or `Tokenizer.load`.
 
-    Attributes: `special` {name: id}, `merges` [(left id, right id), ...] in rank order, `pattern`, `vocab_size`.
+    Attributes: `special` {name: id}, `merges` [(left id, right id)] in rank order, `pattern`, `vocab_size`.
     """
 
     def __init__(self, merges: Iterable[Pair], special_tokens: Sequence[str] = (), pattern: str = PATTERN):
-        """Raises ValueError for a bad pattern, empty or repeated special tokens, or a merge of an unknown id."""
+        """Raises ValueError for a bad pattern, empty or repeated special tokens, a merge of an unknown id."""
         self.pattern = pattern
         self._pretoken = _compile(pattern)
         self._special_split = _special_splitter(special_tokens)
         self.special = {name: i for i, name in enumerate(special_tokens)}
-        self._bytes = [name.encode() for name in special_tokens] + [bytes([b]) for b in SORTED_BYTES]
+        self._bytes = [name.encode() for name in special_tokens]  # id -> bytes
+        self._bytes += [bytes([b]) for b in SORTED_BYTES]
         n_special = len(self.special)
         self._base = {b: n_special + i for i, b in enumerate(SORTED_BYTES)}
         self._id = {token: i for i, token in enumerate(self._bytes) if i >= n_special}
@@ -87,14 +89,14 @@ class Tokenizer:
               pattern: str = PATTERN) -> Tokenizer:
         """Learn merges until there are `vocab_size` tokens, or until no pair is left (then there are fewer).
 
-        Raises ValueError when vocab_size < 256 + special tokens, when `texts` is one bare string, or holds no text.
+        Raises ValueError when vocab_size < 256 + special tokens, or `texts` is one string or holds no text.
         """
         tok = cls([], special_tokens, pattern)
         if vocab_size < tok.vocab_size:
-            raise ValueError(f"vocab_size={vocab_size} is too small: the 256 bytes and {len(tok.special)} special "
-                             f"tokens need at least {tok.vocab_size}")
+            raise ValueError(f"vocab_size={vocab_size} is too small: the 256 bytes and {len(tok.special)} "
+                             f"special tokens need at least {tok.vocab_size}")
         if isinstance(texts, str):
-            raise ValueError("texts is one string, and would be read letter by letter; pass a list: [text]")
+            raise ValueError("texts is one string and would be read letter by letter; pass a list: [text]")
         counts = Counter(piece for text in texts for piece in tok._training_pretokens(text))
         if not counts:
             raise ValueError("texts holds no text; pass at least one non-empty string")
@@ -107,7 +109,7 @@ class Tokenizer:
             for pair in pairwise(word):
                 pair_count[pair] += weights[i]
                 where[pair].add(i)
-        # Most frequent first, then the smaller pair. Entries go stale when counts change: checked when popped.
+        # Most frequent first, then the smaller pair. Entries go stale as counts change: checked when popped.
         heap = [(-n, pair) for pair, n in pair_count.items()]
         heapq.heapify(heap)
 
@@ -117,9 +119,8 @@ class Tokenizer:
                 if pair_count[pair] > 0:
                     heapq.heappush(heap, (-pair_count[pair], pair))
                 continue
-            if pair in tok._rank:  # already merged: possible only after a merged string kept an older id
-                continue
-            new_id = tok._add_merge(*pair)
+            # A pair comes back only when a later merge spelled a string that already had an id.
+            new_id = tok._rank[pair][1] if pair in tok._rank else tok._add_merge(*pair)
             grown = set()
             for i in where.pop(pair):
                 for old in pairwise(words[i]):
@@ -135,7 +136,7 @@ class Tokenizer:
         return tok
 
     def _training_pretokens(self, text: str) -> Iterable[str]:
-        """Pretokens of ordinary text; special tokens are cut out first, so that no merge is learnt across one."""
+        """Pretokens of ordinary text; special tokens are cut out, so that no merge is learnt across one."""
         for part in self._special_split.split(text) if self._special_split else [text]:
             if part not in self.special:
                 yield from self._pretokens(part)
@@ -143,8 +144,8 @@ class Tokenizer:
     def _pretokens(self, text: str) -> list[str]:
         pieces = self._pretoken.findall(text)
         if sum(map(len, pieces)) != len(text):
-            raise ValueError(f"pattern {self.pattern!r} skips part of {text[:40]!r}; every character must match "
-                             "(end the pattern with |.|\\n)")
+            raise ValueError(f"pattern {self.pattern!r} skips part of {text[:40]!r}; every character must "
+                             "match (end the pattern with |.|\\n)")
         return pieces
 
     def _bpe(self, piece: str) -> list[int]:
@@ -162,9 +163,9 @@ class Tokenizer:
         return ids
 
     def encode(self, text: str, allow_special: bool = True) -> list[int]:
-        """Token ids of `text`. Special tokens are matched first; allow_special=False reads them as plain text.
+        """Token ids of `text`. Special tokens match first; allow_special=False reads them as plain text.
 
-        Use allow_special=False for text from outside (a customer's message), which must not forge a role marker.
+        Use allow_special=False for text from outside (a customer's message): it must not forge a role marker.
         Raises UnicodeEncodeError (a ValueError) for lone surrogates.
         """
         parts = self._special_split.split(text) if allow_special and self._special_split else [text]
@@ -177,8 +178,9 @@ class Tokenizer:
                     ids += self._bpe(piece)
         return ids
 
-    def encode_with_offsets(self, text: str, allow_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and, for each, the (start, end) characters it touches. Tokens inside one character share its span."""
+    def encode_with_offsets(self, text: str,
+                            allow_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and, for each, the (start, end) characters it touches (pieces of one share its span)."""
         ids = self.encode(text, allow_special)
         char_at = [i for i, char in enumerate(text) for _ in char.encode()]  # byte index -> character index
         spans, start = [], 0
@@ -189,15 +191,16 @@ class Tokenizer:
         return ids, spans
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of `ids`; bytes that are not valid UTF-8 become U+FFFD. Raises ValueError for an unknown id."""
+        """Text of `ids`; bytes that are no valid UTF-8 become U+FFFD. Raises ValueError for an unknown id."""
         first = len(self.special) if skip_special else 0
-        return b"".join(self.token_bytes(i) for i in map(int, ids) if not 0 <= i < first).decode(errors="replace")
+        kept = (self.token_bytes(i) for i in map(int, ids) if not 0 <= i < first)
+        return b"".join(kept).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one id stands for. Raises ValueError for an unknown id."""
         if not 0 <= token_id < len(self._bytes):
-            raise ValueError(f"token id {token_id} is outside [0, {len(self._bytes)}); was it made by another "
-                             "tokenizer?")
+            raise ValueError(f"token id {token_id} is outside [0, {len(self._bytes)}); decode with the "
+                             "tokenizer that made it")
         return self._bytes[token_id]
 
     @property
@@ -206,40 +209,29 @@ class Tokenizer:
         return len(self._bytes)
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON file, atomically (temporary file, then rename)."""
-        path = Path(path)
-        body = {"format": FORMAT, "version": VERSION, "pattern": self.pattern, "special_tokens": list(self.special),
-                "merges": [list(pair) for pair in self.merges]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(body | {"sha256": _digest(body)}, file, ensure_ascii=False)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Write one JSON file, atomically, with a checksum of its content."""
+        body = {"format": FORMAT, "version": VERSION, "pattern": self.pattern,
+                "special_tokens": list(self.special), "merges": [list(pair) for pair in self.merges]}
+        write_text(path, json.dumps(body | {"sha256": _digest(body)}, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Read what `save` wrote. Raises ValueError for another format or version and for a damaged file."""
-        try:
-            body = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not a whole JSON file ({error}); save the tokenizer again") from error
+        body = read_json(path)
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ValueError(f"{path}: not a {FORMAT} file; save one with Tokenizer.save")
         if body.get("version") != VERSION:
-            raise ValueError(f"{path}: version {body.get('version')!r}, this code reads {VERSION}; train again")
+            raise ValueError(f"{path}: version {body.get('version')!r}, this reads {VERSION}; train again")
         digest = body.pop("sha256", None)
         if digest != _digest(body):
-            raise ValueError(f"{path}: the content does not match its sha256; the file is damaged, save it again")
-        return cls([(left, right) for left, right in body["merges"]], body["special_tokens"], body["pattern"])
+            raise ValueError(f"{path}: content does not match its sha256; the file is damaged, save again")
+        return cls(map(tuple, body["merges"]), body["special_tokens"], body["pattern"])
 
     def to_transformers(self):
         """The same tokenizer as a transformers PreTrainedTokenizerFast: same ids, same offsets.
 
-        Special tokens named <pad>, <bos>, <eos> become pad_token, bos_token, eos_token. Nothing is added to the text.
+        Special tokens named <pad>, <bos>, <eos> become pad_token, bos_token, eos_token. Encoding adds none.
+        Raises ValueError when a special token spells an ordinary one.
         """
         import tokenizers
         from tokenizers import decoders, pre_tokenizers, processors
@@ -249,8 +241,8 @@ class Tokenizer:
                 for i, token in enumerate(self._bytes)]
         clash = sorted(set(self.special) & set(text[len(self.special):]))
         if clash:
-            raise ValueError(f"special tokens {clash} spell ordinary tokens, and transformers keeps one id for both; "
-                             "rename them, such as '<pad>'")
+            raise ValueError(f"special tokens {clash} spell ordinary tokens, and transformers keeps one "
+                             "id for both; rename them, such as '<pad>'")
         fast = tokenizers.Tokenizer(tokenizers.models.BPE(
             vocab={token: i for i, token in enumerate(text)},
             merges=[(text[left], text[right]) for left, right in self.merges]))
@@ -259,8 +251,10 @@ class Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         fast.decoder = decoders.ByteLevel()
         fast.post_processor = processors.ByteLevel(trim_offsets=False)
-        fast.add_special_tokens([tokenizers.AddedToken(name, normalized=False, special=True) for name in self.special])
-        named = {f"{role}_token": f"<{role}>" for role in ("pad", "bos", "eos") if f"<{role}>" in self.special}
+        fast.add_special_tokens(
+            [tokenizers.AddedToken(name, normalized=False, special=True) for name in self.special])
+        roles = [role for role in ("pad", "bos", "eos") if f"<{role}>" in self.special]
+        named = {f"{role}_token": f"<{role}>" for role in roles}
         return PreTrainedTokenizerFast(tokenizer_object=fast, clean_up_tokenization_spaces=False, **named)
 
 
@@ -294,7 +288,8 @@ def _special_splitter(special_tokens: Sequence[str]) -> regex.Pattern | None:
         raise ValueError(f"special_tokens={special_tokens!r} must be a list of different, non-empty strings")
     if not names:
         return None
-    return regex.compile("(" + "|".join(regex.escape(n) for n in sorted(names, key=len, reverse=True)) + ")")
+    longest_first = sorted(names, key=len, reverse=True)
+    return regex.compile("(" + "|".join(map(regex.escape, longest_first)) + ")")
 
 
 def _digest(body: dict) -> str:
