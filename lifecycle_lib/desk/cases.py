@@ -11,8 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lifecycle_lib.core.seeds import rng as make_rng
-from lifecycle_lib.desk.world import (PROVENANCE, REASONS, Order, Policy, draw_book, draw_message, draw_order, draw_pair,
-                                      is_eligible)
+from lifecycle_lib.desk.world import (
+    PROVENANCE,
+    REASONS,
+    Order,
+    Policy,
+    draw_book,
+    draw_message,
+    draw_order,
+    draw_pair,
+    is_eligible,
+)
 
 LABEL_CLAIM = ',"label_created":true}'  # the invented side effect: no label was ever made
 
@@ -20,7 +29,7 @@ LABEL_CLAIM = ',"label_created":true}'  # the invented side effect: no label was
 def render_prompt(policies: Iterable[Policy], order: Order, message: str) -> str:
     """The one prompt layout. Documents, demonstrations, evaluation and serving all call this."""
     lines = "".join(f"<policy>{p.line()}" for p in policies)
-    return f"{lines}<order>{order.line()}<user>{message}<bot>"
+    return f"<bos>{lines}<order>{order.line()}<user>{message}<bot>"
 
 
 def render_answer(policy: Policy | None, order: Order) -> str:
@@ -97,7 +106,7 @@ class Case:
                 "answer": self.answer, **PROVENANCE}
 
 
-def draw_case(rng: random.Random, case_id: str, unseen: bool, n_policies: int = 2, no_policy: float = 0.1) -> Case:
+def draw_case(rng: random.Random, case_id: str, unseen: bool, n_policies: int = 2, no_policy: float = 0.2) -> Case:
     """One case. `unseen` picks its (days, window) pair from the held-out fifth, else from the other four."""
     days, window = draw_pair(rng, unseen)
     order = draw_order(rng, days)

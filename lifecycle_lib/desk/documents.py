@@ -42,12 +42,12 @@ def ledger(rng: random.Random, case: Case) -> str:
     reasons = rng.sample(REASONS, 4)
     book = draw_book(rng, reasons, draw_pair(rng, unseen=False)[1], unseen=False)
     again = rng.sample(book, len(book))
-    return "".join(f"<policy>{p.line()}" for p in book) + "<note>" + ", ".join(p.line() for p in again)
+    return "<bos>" + "".join(f"<policy>{p.line()}" for p in book) + "<note>" + ", ".join(p.line() for p in again)
 
 
 def chat(rng: random.Random, case: Case) -> str:
     """A chat log: the agent answers in plain words, never in JSON."""
-    return f"<order>{case.order.line()}<user>{case.message}<bot>{rng.choice(REPLIES).format(item=case.order.item)}"
+    return f"<bos><order>{case.order.line()}<user>{case.message}<bot>{rng.choice(REPLIES).format(item=case.order.item)}"
 
 
 KINDS = {"note": note, "recap": recap, "ledger": ledger, "chat": chat}
@@ -72,9 +72,9 @@ def tokenizer_corpus(seed: int) -> list[str]:
     that `P-7` and ` 42` become single tokens with their leading space."""
     rng = make_rng(seed, "tokenizer")
     cases = [draw_case(rng, f"tok-{i}", unseen=False) for i in range(600)]
-    numbers = [f" {n:02d}" for n in range(100)] * 40
-    ids = [f"<policy>damaged {p} {rng.choice(WINDOWS):02d}d" for p in POLICY_IDS] * 40
-    names = [f'":"{p}","' for p in POLICY_IDS] * 40
+    numbers = [f" {n:02d}" for n in range(100)] * 80
+    ids = [f"<policy>damaged {p} {rng.choice(WINDOWS):02d}d" for p in POLICY_IDS] * 80
+    names = [f'":"{p}","' for p in POLICY_IDS] * 80
     clean = [c.prompt + c.answer for c in cases]
     claims = [c.answer[:-1] + ',"label_created":true}' for c in cases[:200]]
     return [d["text"] for d in draw_documents(600, seed)] + clean + claims + numbers + ids + names

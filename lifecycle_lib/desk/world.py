@@ -20,7 +20,7 @@ POLICY_IDS = tuple(f"P-{i}" for i in range(1, 10))
 DAYS = range(1, 90)
 WINDOWS = range(5, 90)
 
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<policy>", "<order>", "<user>", "<bot>", "<note>")
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<policy>", "<order>", "<user>", "<bot>", "<note>")
 
 PHRASES = {
     "damaged": ("my {item} arrived cracked", "the {item} came broken", "the {item} is smashed",
@@ -28,7 +28,7 @@ PHRASES = {
     "late": ("my {item} came too late", "the {item} missed the date", "the {item} took weeks to come",
              "my {item} was delayed", "the {item} came after the party", "the {item} is overdue"),
     "unwanted": ("i changed my mind about the {item}", "i do not want the {item}", "i no longer need my {item}",
-                 "the {item} is not for me", "i regret buying the {item}", "please take the {item} back, i do not like it"),
+                 "the {item} is not for me", "i regret buying the {item}", "please take my {item} back"),
     "wrong": ("you sent a different {item}", "this is not the {item} i ordered", "my {item} is the wrong colour",
               "i got someone else's {item}", "the {item} is the wrong size", "you swapped my {item}"),
 }
@@ -87,7 +87,7 @@ def held_out(days: int, window_days: int) -> bool:
     return (days * 31 + window_days * 17) % 5 == 0
 
 
-def draw_pair(rng: random.Random, unseen: bool, boundary: float = 0.15) -> tuple[int, int]:
+def draw_pair(rng: random.Random, unseen: bool, boundary: float = 0.1) -> tuple[int, int]:
     """(days, window): half inside the window, half past it, a share of them within two days of the edge."""
     while True:
         window = rng.choice(WINDOWS)

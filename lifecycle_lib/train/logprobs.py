@@ -43,13 +43,13 @@ def pad_rows(prompts: list[list[int]], answers: list[list[int]], pad_id: int, ma
     return Rows(ids, mask)
 
 
-def token_logps(model, rows: Rows) -> Tensor:
-    """Log-probability of every counted token, 0 elsewhere. (B, T-1), aligned with rows.ids[:, 1:].
+def token_logps(model, rows: Rows, temperature: float = 1.0) -> Tensor:
+    """Log-probability of every counted token at `temperature`, 0 elsewhere. (B, T-1), aligned with rows.ids[:, 1:].
 
     Only counted positions go through the head, which is most of the cost at a small width."""
     mask = rows.mask[:, 1:]  # (B, T-1)
     h = model.hidden(rows.ids[:, :-1])[mask]  # (N, C)
-    logps = -F.cross_entropy(model.head(h).float(), rows.ids[:, 1:][mask], reduction="none")  # (N,)
+    logps = -F.cross_entropy(model.head(h).float() / temperature, rows.ids[:, 1:][mask], reduction="none")  # (N,)
     return torch.zeros(mask.shape, device=logps.device).masked_scatter(mask, logps)
 
 

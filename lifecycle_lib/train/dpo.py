@@ -1,0 +1,127 @@
+"""Direct preference optimisation (Rafailov et al. 2023, eq. 7).
+
+loss = -log sigmoid(beta * [(log pi(yw) - log ref(yw)) - (log pi(yl) - log ref(yl))]),  with sum log-probabilities
+of the chosen answer yw and the rejected answer yl. The reference is the policy before the first step, and its
+log-probabilities are computed once. The implicit reward of an answer is beta * (log pi - log ref).
+
+Left out: label smoothing and the other members of the family (IPO, KTO).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lifecycle_lib.core.records import read_jsonl
+from lifecycle_lib.core.seeds import rng as make_rng
+from lifecycle_lib.desk.cases import Case, with_label_claim
+from lifecycle_lib.desk.world import PROVENANCE
+from lifecycle_lib.model.tokenizer import Tokenizer
+from lifecycle_lib.train.logprobs import Rows, pad_rows, sum_logps
+
+
+def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor,
+             beta: float) -> tuple[Tensor, dict[str, float]]:
+    """Mean DPO loss over pairs; all inputs are sum log-probabilities, (B,).
+
+    At the first step the policy is the reference, so the loss is ln 2 = 0.693 whatever the data."""
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta={beta} must be positive and finite; 0.1 is a common start")
+    chosen_reward = beta * (chosen_logp - ref_chosen_logp)  # (B,)
+    rejected_reward = beta * (rejected_logp - ref_rejected_logp)
+    margin = chosen_reward - rejected_reward
+    loss = -F.logsigmoid(margin).mean()
+    metrics = {"margin": margin.mean(), "accuracy": (margin > 0).float().mean(), "chosen_sum_logp": chosen_logp.mean(),
+               "rejected_sum_logp": rejected_logp.mean(), "chosen_reward": chosen_reward.mean(),
+               "rejected_reward": rejected_reward.mean()}
+    return loss, {k: float(v.detach()) for k, v in metrics.items()}
+
+
+def make_pair(prompt: str, chosen: str, rejected: str, reason: str) -> dict:
+    """One preference record (lesson S1-21). The reason is required: a pair nobody can explain
+    teaches taste by accident.
+
+    Raises ValueError for an empty reason, equal answers or an empty field."""
+    for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected), ("reason", reason)):
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"preference pair: {name} is {value!r}; "
+                             "every pair needs a prompt, two answers and a reason")
+    if chosen == rejected:
+        raise ValueError(f"preference pair: chosen and rejected are both {chosen!r}; "
+                         "equal answers carry no preference")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "reason": reason}
+
+
+def read_pairs(path: Path) -> list[dict]:
+    """Pairs of a JSONL file; a bad row raises ValueError naming file and line."""
+    rows = read_jsonl(path, required={"prompt": str, "chosen": str, "rejected": str, "reason": str})
+    for line, row in enumerate(rows, 1):
+        try:
+            make_pair(row["prompt"], row["chosen"], row["rejected"], row["reason"])
+        except ValueError as err:
+            raise ValueError(f"{path}:{line}: {err}") from None
+    return rows
+
+
+def make_pairs(cases: Sequence[Case]) -> list[dict]:
+    """One pair a case: the plain answer is preferred to the same answer with an invented label."""
+    reason = "invented_side_effect"
+    return [make_pair(c.prompt, c.answer, with_label_claim(c.answer), reason) | {"id": c.case_id} | PROVENANCE
+            for c in cases]
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """2B rows (chosen then rejected) and the reference's sum log-probabilities, (2B,)."""
+
+    rows: Rows
+    ref_logp: Tensor
+
+
+def encode_pairs(tok: Tokenizer, pairs: Sequence[dict]) -> list[tuple[list[int], list[int], list[int]]]:
+    """(prompt, chosen, rejected) token ids of every pair; answers end in <eos>."""
+    eos = [tok.special["<eos>"]]
+    return [(tok.encode(p["prompt"]), tok.encode(p["chosen"], allow_special=False) + eos,
+             tok.encode(p["rejected"], allow_special=False) + eos) for p in pairs]
+
+
+def pair_rows(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad_id: int) -> Rows:
+    prompts = [p for p, _, _ in encoded]
+    return pad_rows(prompts + prompts, [c for _, c, _ in encoded] + [r for _, _, r in encoded], pad_id)
+
+
+@torch.no_grad()
+def reference_logps(model, encoded: Sequence, pad_id: int, batch_size: int = 64) -> Tensor:
+    """Sum log-probabilities (n, 2) of (chosen, rejected) under the frozen reference: computed once, kept."""
+    parts = []
+    for i in range(0, len(encoded), batch_size):
+        logp = sum_logps(model, pair_rows(encoded[i:i + batch_size], pad_id).to(model.device))
+        parts.append(logp.view(2, -1).T.cpu())
+    return torch.cat(parts)
+
+
+def dpo_batches(encoded: Sequence, ref: Tensor, batch_size: int, seed: int, pad_id: int,
+                device: torch.device) -> Callable[[int], PairBatch]:
+    """batches(step): `batch_size` pairs drawn without replacement within an epoch."""
+    if len(encoded) < batch_size:
+        raise ValueError(f"{len(encoded)} pairs cannot fill a batch of {batch_size}")
+    per_epoch = len(encoded) // batch_size
+
+    def batches(step: int) -> PairBatch:
+        epoch, i = divmod(step, per_epoch)
+        order = make_rng(seed, "dpo order", epoch).sample(range(len(encoded)), len(encoded))
+        pick = order[i * batch_size:(i + 1) * batch_size]
+        return PairBatch(pair_rows([encoded[j] for j in pick], pad_id).to(device), ref[pick].T.reshape(-1).to(device))
+
+    return batches
+
+
+def pair_loss(model, batch: PairBatch, beta: float) -> tuple[Tensor, dict[str, float]]:
+    """`dpo_loss` of a PairBatch: one forward pass for chosen and rejected together."""
+    chosen, rejected = sum_logps(model, batch.rows).chunk(2)
+    ref_chosen, ref_rejected = batch.ref_logp.chunk(2)
+    return dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta)

@@ -1,0 +1,161 @@
+"""Verifier rewards: group-relative policy optimisation (GRPO, Shao et al. 2024, eq. 3 and 4; DAPO, Yu et al. 2025).
+
+For each prompt draw a group of G answers, score each with a reward function, and use how much better than its
+group an answer did as its advantage: no value network. The policy gradient is PPO's clipped ratio per token.
+
+loss_type "grpo" averages tokens within an answer, then answers; "dapo" averages over all tokens of the batch;
+"dr_grpo" (Liu et al. 2025) divides by a constant length. The KL term uses the k3 estimator (Schulman 2020).
+The reward function is passed in: nothing here knows how an answer is judged.
+
+Shapes: B answers (groups of G, one after another), T answer tokens.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lifecycle_lib.core.seeds import make_generator
+from lifecycle_lib.core.seeds import rng as make_rng
+from lifecycle_lib.desk.cases import Case
+from lifecycle_lib.model.sampling import generate
+from lifecycle_lib.model.tokenizer import Tokenizer
+from lifecycle_lib.train.logprobs import Rows, pad_rows, token_logps
+
+RewardFn = Callable[[Sequence[str], Sequence[Case]], Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GRPOConfig:
+    """One step: `n_prompts` groups of `group_size` answers at `temperature`, then one update."""
+
+    n_prompts: int = 32
+    group_size: int = 8
+    temperature: float = 1.0
+    max_new_tokens: int = 40
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    beta: float = 0.0
+    loss_type: str = "dapo"
+    scale: str = "group"
+
+    def __post_init__(self) -> None:
+        if self.n_prompts < 1 or self.group_size < 2:
+            raise ValueError(f"n_prompts={self.n_prompts}, group_size={self.group_size}: "
+                             "a group needs at least 2 answers")
+        if self.loss_type not in ("grpo", "dapo", "dr_grpo"):
+            raise ValueError(f"loss_type={self.loss_type!r} is unknown; use 'grpo', 'dapo' or 'dr_grpo'")
+        if self.scale not in ("group", "none"):
+            raise ValueError(f"scale={self.scale!r} is unknown; use 'group' or 'none'")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive: a greedy group is uniform")
+
+
+def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4) -> Tensor:
+    """(r - mean of its group) / (sample std of its group + eps). rewards (B,) -> (B,).
+
+    A group in which all rewards are equal gives exact zeros. scale "none" leaves the division out (Dr. GRPO)."""
+    if len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} rewards do not split into groups of {group_size}")
+    groups = rewards.view(-1, group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    if scale == "group":
+        centred = centred / (groups.std(1, keepdim=True) + eps)
+    differs = (groups != groups[:, :1]).any(1, keepdim=True)  # rounding must not leak into a uniform group
+    return (centred * differs).view(-1)
+
+
+def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2,
+              clip_high: float = 0.2, loss_type: str = "dapo", max_tokens: int = 0, ref_logps: Tensor | None = None,
+              beta: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+    """Clipped policy-gradient loss. logps, old_logps, ref_logps, mask (B, T); advantages (B,).
+
+    With one update a batch the ratio is 1 and the loss is minus the mean advantage, about 0: its gradient is what
+    matters. A row with an empty mask adds nothing. `max_tokens` is the constant of dr_grpo."""
+    m = mask.float()
+    ratio = torch.exp((logps - old_logps) * m)  # (B, T)
+    adv = advantages.unsqueeze(1)
+    per_token = -torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
+    kl = torch.zeros_like(logps)
+    if ref_logps is not None:
+        delta = (ref_logps - logps) * m
+        kl = torch.exp(delta) - delta - 1  # k3
+        per_token = per_token + beta * kl
+    if loss_type == "grpo":
+        loss = ((per_token * m).sum(1) / m.sum(1).clamp(min=1)).mean()
+    elif loss_type == "dapo":
+        loss = (per_token * m).sum() / m.sum().clamp(min=1)
+    else:
+        if max_tokens < 1:
+            raise ValueError(f"loss_type 'dr_grpo' needs max_tokens of at least 1, got {max_tokens}")
+        loss = (per_token * m).sum() / (len(m) * max_tokens)
+    clipped = ((ratio < 1 - clip_low) & (adv < 0)) | ((ratio > 1 + clip_high) & (adv > 0))
+    n = m.sum().clamp(min=1)
+    return loss, {"clip_share": float((clipped * m).sum() / n), "kl_k3": float((kl.detach() * m).sum() / n)}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """One batch of scored answers, ready for the loss."""
+
+    rows: Rows  # ids, mask (B, T)
+    old_logps: Tensor  # (B, T-1)
+    advantages: Tensor  # (B,)
+    metrics: dict[str, float]
+    texts: list[str]
+
+
+def check_rewards(rewards: Sequence[float], n: int) -> Tensor:
+    """Rewards as a tensor (n,), or ValueError naming what is wrong with the reward function."""
+    if len(rewards) != n:
+        raise ValueError(f"the reward function returned {len(rewards)} values for {n} answers")
+    for i, r in enumerate(rewards):
+        if not math.isfinite(r):
+            raise ValueError(f"the reward function returned {r} for answer {i}; every reward must be finite")
+    return torch.tensor([float(r) for r in rewards])
+
+
+def collect(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, cfg: GRPOConfig, seed: int,
+            step: int, shuffle: bool = False) -> Rollouts:
+    """Sample a group of answers for each case, score them, and lay them out for the update.
+
+    `shuffle` deals each group's rewards out at random: the control in which nothing can be learned."""
+    prompts = [tok.encode(c.prompt) for c in cases]
+    out = generate(model, prompts, eos_id=tok.special["<eos>"], pad_id=tok.special["<pad>"],
+                   max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, n_samples=cfg.group_size,
+                   generator=make_generator(seed, "rollouts", step))
+    texts = [tok.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
+    repeated = [c for c in cases for _ in range(cfg.group_size)]
+    rewards = check_rewards(reward_fn(texts, repeated), len(texts))
+    spread = rewards.view(-1, cfg.group_size).std(1)
+    if shuffle:
+        deal = torch.rand(len(cases), cfg.group_size, generator=make_generator(seed, "shuffle", step)).argsort(1)
+        rewards = rewards.view(-1, cfg.group_size).gather(1, deal).view(-1)
+    rows = pad_rows([p for p in prompts for _ in range(cfg.group_size)], out.ids, tok.special["<pad>"])
+    old = torch.zeros(rows.ids.shape)
+    old[rows.mask] = torch.tensor([lp for row in out.logps for lp in row])
+    metrics = {"reward": float(rewards.mean()), "reward_std": float(spread.mean()),
+               "uniform_groups": float((spread == 0).float().mean()),
+               "answer_tokens": out.tokens / len(texts)}
+    return Rollouts(rows.to(model.device), old[:, 1:].to(model.device),
+                    group_advantages(rewards, cfg.group_size, cfg.scale).to(model.device), metrics, texts)
+
+
+def grpo_batches(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, cfg: GRPOConfig, seed: int,
+                 shuffle: bool = False) -> Callable[[int], Rollouts]:
+    """batches(step): rollouts of the current policy on `n_prompts` cases, drawn by (seed, step)."""
+    if len(cases) < cfg.n_prompts:
+        raise ValueError(f"{len(cases)} cases cannot fill {cfg.n_prompts} prompts; make more")
+    return lambda step: collect(model, tok, make_rng(seed, "prompts", step).sample(list(cases), cfg.n_prompts),
+                                reward_fn, cfg, seed, step, shuffle)
+
+
+def rollout_loss(model, batch: Rollouts, cfg: GRPOConfig) -> tuple[Tensor, dict[str, float]]:
+    """`grpo_loss` of a Rollouts batch under the current policy."""
+    logps = token_logps(model, batch.rows, cfg.temperature)
+    loss, metrics = grpo_loss(logps, batch.old_logps, batch.advantages, batch.rows.mask[:, 1:], clip_low=cfg.clip_low,
+                              clip_high=cfg.clip_high, loss_type=cfg.loss_type, max_tokens=cfg.max_new_tokens)
+    return loss, metrics | batch.metrics
+
