@@ -31,7 +31,7 @@ FORBIDDEN_TAGS = {
     "raises-exception": "papermill exits 1 on it; catch the error in the cell",
 }
 NBVAL_COMMENT = re.compile(r"^\s*#\s*(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)", re.MULTILINE)
-MACHINE_PATH = re.compile(r"(?<![\w.:/)\]}-])(?:/(?:work|root|home|opt|tmp|Users|mnt)/|[A-Z]:\\\\?Users)")
+MACHINE_PATH = re.compile(r"(?<![\w.)\]}-])(?:/(?:work|root|home|opt|tmp|Users|mnt)/|[A-Z]:\\\\?Users)")
 
 
 def code_cells(book: dict) -> Iterator[tuple[int, dict]]:
