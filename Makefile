@@ -86,7 +86,7 @@ notebooks: $(READY)  ## rebuild and execute the notebooks from notebooks/src
 	$(PY) notebooks/build.py --jobs 2
 
 papermill: $(READY)  ## rerun every notebook in the smoke profile with another seed
-	LIFECYCLE_PAPERMILL=1 $(PY) -m pytest -q tests/test_notebooks.py -k papermill
+	LIFECYCLE_PAPERMILL=1 $(PY) -m pytest -q -n 2 tests/test_notebooks.py -k papermill
 
 bench: $(READY)  ## every benchmark, one after the other
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done

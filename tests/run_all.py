@@ -3,12 +3,12 @@
     lint       ruff
     unit       pytest on tests/, in one process ...
     lifecycle  ... while every stage of the profile runs in another, filling store/
-    notebooks  pytest --nbval, two notebooks at a time, on the warm store: each cell against its committed output
+    notebooks  pytest --nbval, two notebooks at a time, on the warm store: each cell against its output
 
     python tests/run_all.py [--profile laptop] [--only lint,unit]
 
-A step that fails does not stop the others, except that the notebooks wait for a lifecycle that worked. The last line
-says what passed and what did not; the exit status is 0 only when every step asked for passed.
+A step that fails does not stop the others, except that the notebooks wait for a lifecycle that worked. The
+last line says what passed and what did not; the exit status is 0 only when every step asked for passed.
 """
 
 from __future__ import annotations
@@ -18,27 +18,39 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ("lint", "unit", "lifecycle", "notebooks")
 LIMIT_S = 2400  # a step that takes longer hangs
 CELL_LIMIT_S = 900
+KERNEL_NOISE = "Kernel is running over TCP without encryption"
 CLI = "import sys; from lifecycle_lib.lab.cli import main; sys.exit(main())"
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with one thread a process, this checkout first, its own store, and no network."""
+    """This process's environment with one thread a process, this checkout first, its store, no network."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
     env["PYTHONPATH"] = str(ROOT)
     env.setdefault("LIFECYCLE_STORE", str(ROOT / "store"))
     return env
 
 
-def start(command: list[str], log: Path | None = None) -> subprocess.Popen:
-    """Start a command in the repository's root, in a process group of its own; its output goes to `log` if given."""
+def start(command: list[str], log: Path | None = None, filtered: bool = False) -> subprocess.Popen:
+    """Start a command in the repository's root, in a process group of its own.
+
+    Its output goes to `log` if given; `filtered` drops the kernels' own warning from what it says on stderr.
+    """
     env = environment()
+    if filtered:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, start_new_session=True, stderr=subprocess.PIPE, text=True
+        )
+        threading.Thread(target=pass_on, args=(process.stderr,), daemon=True).start()
+        return process
     if log is None:
         return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +58,14 @@ def start(command: list[str], log: Path | None = None) -> subprocess.Popen:
         return subprocess.Popen(
             command, cwd=ROOT, env=env, start_new_session=True, stdout=file, stderr=subprocess.STDOUT
         )
+
+
+def pass_on(lines: Iterable[str]) -> None:
+    """Copy lines to stderr, but not what every ipykernel 7.4 says of its transport when it starts."""
+    for line in lines:
+        if KERNEL_NOISE not in line:
+            sys.stderr.write(line)
+            sys.stderr.flush()
 
 
 def finish(process: subprocess.Popen, limit_s: float = LIMIT_S) -> int:
@@ -105,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             record("lint", finish(start([sys.executable, "-m", "ruff", "check", "."])), since)
         lifecycle_since = time.monotonic()
         if "lifecycle" in asked:
-            print(f"== lifecycle ({args.profile}), in the background, output in {log.relative_to(ROOT)}", flush=True)
+            print(f"== lifecycle ({args.profile}) started, its log is {log.relative_to(ROOT)}", flush=True)
             lifecycle = start([sys.executable, "-u", "-c", CLI, "run", "--profile", args.profile], log)
         if "unit" in asked:
             since = time.monotonic()
@@ -128,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
                 print("there are no notebooks", flush=True)
                 record("notebooks", 1, since)
             else:
-                record("notebooks", finish(start(notebook_command(paths))), since)
+                record("notebooks", finish(start(notebook_command(paths), filtered=True)), since)
     finally:
         if lifecycle is not None and lifecycle.poll() is None:
             end(lifecycle)

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import run_all
 import yaml
 from check_env import canonical, differences, read_lock, torch_pin
 from packaging.requirements import Requirement
@@ -300,6 +301,40 @@ def test_ci_runs_make_test():
     script = (ROOT / ".ci" / "run").read_text()
     assert "set -euo pipefail" in script
     assert script.rstrip().endswith("make test")
+
+
+STEP_SCRIPTS = {"ruff": "lint", "tests": "unit", "run": "lifecycle", "--nbval": "notebooks"}
+
+
+@pytest.mark.parametrize("broken", [None, *STEP_SCRIPTS.values()])
+def test_make_test_fails_when_a_step_does(monkeypatch, capfd, tmp_path, broken):
+    """Each step is replaced by a process that works, or by one that does not; no notebook runs on a broken base."""
+    started = []
+
+    def start(command, log=None, filtered=False):
+        [step] = [name for word, name in STEP_SCRIPTS.items() if word in command]
+        started.append(step)
+        if log is not None:
+            log.write_text("the log of the run")
+        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({int(step == broken)})"])
+
+    monkeypatch.setattr(run_all, "ROOT", tmp_path)
+    monkeypatch.setattr(run_all, "start", start)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_map.ipynb").write_text("{}")
+    assert run_all.main([]) == (broken is not None)
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert ("FAILED" in last and broken in last) if broken else "everything asked for passed" in last
+    assert ("notebooks" in started) == (broken != "lifecycle")
+    (tmp_path / "notebooks" / "00_map.ipynb").unlink()
+    assert run_all.main(["--only", "notebooks"]) == 1  # nothing to check is a failure
+
+
+def test_a_step_that_hangs_is_ended():
+    process = run_all.start([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert run_all.finish(process, limit_s=0.5) == 124
+    assert process.poll() is not None
 
 
 def test_licences():
