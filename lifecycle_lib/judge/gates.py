@@ -13,14 +13,13 @@ another case set than the baseline's, repeated ids, NaN, rows that contradict th
 testing of a live canary, and everything in verifiers.NOT_MEASURED.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
+from lifecycle_lib.core.fingerprints import fingerprint
 from lifecycle_lib.core.stats import mcnemar_exact, wilson
 
 FLAGS = ("valid", "policy_id_ok", "evidence_ok", "eligible_ok", "exact", "claim", "refusal_expected",
@@ -145,7 +144,7 @@ class GateConfig:
     @property
     def version(self) -> str:
         """16 hex characters that change with any limit; a release pins it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint(self)
 
 
 def _is_number(value: Any) -> bool:
