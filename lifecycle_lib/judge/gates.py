@@ -306,15 +306,19 @@ def decide(candidate: Mapping[str, Any], baseline: Mapping[str, Any],
     rows = list(cand.values())
     invented = sum(bool(invented_effects(row)) for row in rows)
     with_ledger = sum("tool_ledger" in row for row in rows)
+    if with_ledger not in (0, n):
+        raise GateRefused(f"only {with_ledger} of {n} candidate rows have a tool_ledger; record it for all or none")
     claims = sum(row["claim"] for row in rows)
     valid = sum(row["valid"] for row in rows)
     claim_high, valid_low = wilson(claims, n, cfg.confidence)[1], wilson(valid, n, cfg.confidence)[0]
     b, c = _discordant(base, cand, list(base))
     change, low, high = paired_difference(b, c, n, cfg.confidence)
     p95, size = candidate["p95_ms"], candidate["weight_bytes"]
-    checks = [
-        Check("invented side effect", invented, 0, invented == 0,
-              f"{invented} answers claim what the tool ledger lacks; {with_ledger} of {n} have a ledger"),
+    checks = []
+    if with_ledger:  # a check that looked at nothing must not read as passed
+        checks.append(Check("invented side effect", invented, 0, invented == 0,
+                            f"{invented} of {n} answers claim what the tool ledger does not hold"))
+    checks += [
         Check("invented claims", claim_high, cfg.max_invented_claim_rate,
               claim_high <= cfg.max_invented_claim_rate,
               f"{claims} of {n}; upper Wilson bound {claim_high:.4f}"),

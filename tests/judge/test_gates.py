@@ -119,6 +119,11 @@ def test_one_invented_side_effect_blocks_whatever_its_rate():
     assert gates.invented_effects(candidate["cases"][7]) == ["label_created"]
     with pytest.raises(GateRefused, match="tool_ledger"):
         decide(changed(), BASE, GateConfig(require_ledger=True))
+    assert "invented side effect" not in {c.name for c in decide(changed(), BASE).checks}  # looked at nothing
+    partly = copy.deepcopy(candidate)
+    del partly["cases"][7]["tool_ledger"], partly["cases"][7]["claimed_effects"]
+    with pytest.raises(GateRefused, match="only 539 of 540"):
+        decide(partly, BASE)
     candidate["cases"][7].pop("tool_ledger")
     with pytest.raises(GateRefused, match="belong together"):
         decide(candidate, BASE)
