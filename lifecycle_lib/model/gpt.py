@@ -61,6 +61,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
+def rope_tables(cfg: GPTConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * base^(-2i/D), each (block_size, D): both halves of D hold the same angles."""
+    d = cfg.n_embd // cfg.n_head
+    inv_freq = cfg.rope_base ** (-torch.arange(0, d, 2, dtype=torch.float32) / d)
+    angle = torch.outer(torch.arange(cfg.block_size, dtype=torch.float32), inv_freq).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions: turn the pair (x_i, x_(i+D/2)) by the angle of its position. x (B, H, T, D)."""
     x1, x2 = x.chunk(2, dim=-1)
@@ -153,11 +161,8 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.n_layer))
         self.norm_f = RMSNorm(cfg.n_embd, cfg.norm_eps)
-        d = cfg.n_embd // cfg.n_head
-        inv_freq = cfg.rope_base ** (-torch.arange(0, d, 2, dtype=torch.float32) / d)
-        angle = torch.outer(torch.arange(cfg.block_size, dtype=torch.float32), inv_freq).repeat(1, 2)  # (T, D)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        for name, table in zip(("cos", "sin"), rope_tables(cfg)):
+            self.register_buffer(name, table, persistent=False)
         for p in self.parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02)
@@ -171,6 +176,10 @@ class GPT(nn.Module):
 
     def n_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    def new_cache(self, batch: int, size: int) -> Cache:
+        """An empty cache for `batch` rows of at most `size` tokens."""
+        return Cache(self.cfg, batch, size, self.wte.weight)
 
     def hidden(self, idx: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Final features (B, T, C) of token ids (B, T).

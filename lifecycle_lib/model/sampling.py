@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lifecycle_lib.model.gpt import GPT, Cache
+from lifecycle_lib.model.gpt import GPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def decode(model: GPT, prompts: list[list[int]], eos_id: int, pad_id: int, max_n
     if room < 1:
         raise ValueError(f"a prompt of {width} tokens leaves no room in block_size={model.cfg.block_size}; shorten it")
     steps = min(max_new, room)
-    cache = Cache(model.cfg, len(prompts), width + steps, model.wte.weight)
+    cache = model.new_cache(len(prompts), width + steps)
     last = model.head(model.hidden(idx, mask, cache)[:, -1])  # (P, V)
     rows = torch.arange(len(prompts), device=idx.device).repeat_interleave(n_samples)
     cache.select(rows)
