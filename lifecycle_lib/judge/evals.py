@@ -84,7 +84,10 @@ def make_report(name: str, rows: Sequence[Mapping], eval_fp: str, checkpoint_fp:
         report[f"{key}_low"], report[f"{key}_high"] = wilson(k, n) if n else (None, None)
     report["slices"] = {s: {"n": len(part), "exact_pass": sum(r["exact"] for r in part) / len(part)}
                         for s in sorted({r["slice"] for r in rows}) if (part := [r for r in rows if r["slice"] == s])}
-    return report | extra | {"cases": [dict(r) for r in rows]}
+    report["cases"] = [dict(r) for r in rows]
+    if clash := sorted(set(report) & set(extra)):
+        raise ValueError(f"{name}: {', '.join(clash)} is computed here; rename the extra field")
+    return report | extra
 
 
 def evaluate(name: str, answer: Callable[[Sequence[Case]], Sequence[str]], cases: Sequence[Case],

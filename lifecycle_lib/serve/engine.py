@@ -55,7 +55,10 @@ class Engine:
 
     @property
     def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        """Decoded tokens a second over every request so far. Raises ValueError before the first one."""
+        if not self.seconds:
+            raise ValueError("tokens_per_s of an engine that has answered nothing is not a number; answer a case first")
+        return self.tokens / self.seconds
 
     def latency(self, cases: Sequence[Case]) -> dict[str, float]:
         """Time to first token and whole-answer time of single requests, in ms: median and 95th percentile."""

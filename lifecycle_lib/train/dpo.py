@@ -21,7 +21,7 @@ from lifecycle_lib.core.seeds import rng as make_rng
 from lifecycle_lib.desk.cases import Case, with_label_claim
 from lifecycle_lib.desk.world import PROVENANCE
 from lifecycle_lib.model.tokenizer import Tokenizer
-from lifecycle_lib.train.logprobs import Rows, pad_rows, sum_logps
+from lifecycle_lib.train.logprobs import Rows, shared_rows, sum_logps
 
 
 def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor,
@@ -90,8 +90,9 @@ def encode_pairs(tok: Tokenizer, pairs: Sequence[dict]) -> list[tuple[list[int],
 
 
 def pair_rows(encoded: Sequence[tuple[list[int], list[int], list[int]]], pad_id: int) -> Rows:
-    prompts = [p for p, _, _ in encoded]
-    return pad_rows(prompts + prompts, [c for _, c, _ in encoded] + [r for _, _, r in encoded], pad_id)
+    """All chosen answers, then all rejected ones; the two answers of a pair share one reading of their prompt."""
+    prompts, chosen, rejected = map(list, zip(*encoded))
+    return shared_rows(prompts, chosen + rejected, list(range(len(prompts))) * 2, pad_id)
 
 
 @torch.no_grad()

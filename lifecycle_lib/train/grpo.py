@@ -22,7 +22,7 @@ from lifecycle_lib.core.seeds import rng as make_rng
 from lifecycle_lib.desk.cases import Case
 from lifecycle_lib.model.sampling import generate
 from lifecycle_lib.model.tokenizer import Tokenizer
-from lifecycle_lib.train.logprobs import Rows, pad_rows, token_logps
+from lifecycle_lib.train.logprobs import Rows, shared_rows, token_logps
 
 RewardFn = Callable[[Sequence[str], Sequence[Case]], Sequence[float]]
 
@@ -49,7 +49,14 @@ class GRPOConfig:
             raise ValueError(f"loss_type={self.loss_type!r} is unknown; use 'grpo', 'dapo' or 'dr_grpo'")
         if self.scale not in ("group", "none"):
             raise ValueError(f"scale={self.scale!r} is unknown; use 'group' or 'none'")
-        if not self.temperature > 0:
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta={self.beta} must be 0 (no KL term) or positive and finite; 0.04 is a common start")
+        for name in ("clip_low", "clip_high"):
+            if not 0 < getattr(self, name) < (1 if name == "clip_low" else math.inf):
+                raise ValueError(f"{name}={getattr(self, name)} must be positive (clip_low under 1); 0.2 is usual")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} must be positive: a greedy group is uniform")
 
 
@@ -57,8 +64,10 @@ def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", eps
     """(r - mean of its group) / (sample std of its group + eps). rewards (B,) -> (B,).
 
     A group in which all rewards are equal gives exact zeros. scale "none" leaves the division out (Dr. GRPO)."""
-    if len(rewards) % group_size:
-        raise ValueError(f"{len(rewards)} rewards do not split into groups of {group_size}")
+    if group_size < 2 or not len(rewards) or len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} rewards do not split into groups of {group_size} (at least 2 answers each)")
+    if scale not in ("group", "none"):
+        raise ValueError(f"scale={scale!r} is unknown; use 'group' or 'none'")
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
     if scale == "group":
@@ -73,7 +82,12 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor
     """Clipped policy-gradient loss. logps, old_logps, ref_logps, mask (B, T); advantages (B,).
 
     With one update a batch the ratio is 1 and the loss is minus the mean advantage, about 0: its gradient is what
-    matters. A row with an empty mask adds nothing. `max_tokens` is the constant of dr_grpo."""
+    matters. A row with an empty mask adds nothing. `max_tokens` is the constant of dr_grpo.
+    Raises ValueError for an unknown loss_type, dr_grpo without max_tokens, and beta without ref_logps."""
+    if loss_type not in ("grpo", "dapo", "dr_grpo"):
+        raise ValueError(f"loss_type={loss_type!r} is unknown; use 'grpo', 'dapo' or 'dr_grpo'")
+    if beta and ref_logps is None:
+        raise ValueError(f"beta={beta} needs ref_logps, the log-probabilities under the reference model")
     m = mask.float()
     ratio = torch.exp((logps - old_logps) * m)  # (B, T)
     adv = advantages.unsqueeze(1)
@@ -100,7 +114,7 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor
 class Rollouts:
     """One batch of scored answers, ready for the loss."""
 
-    rows: Rows  # ids, mask (B, T)
+    rows: Rows  # ids, mask (B, T): the last prompt token and the answer
     old_logps: Tensor  # (B, T-1)
     advantages: Tensor  # (B,)
     metrics: dict[str, float]
@@ -112,8 +126,8 @@ def check_rewards(rewards: Sequence[float], n: int) -> Tensor:
     if len(rewards) != n:
         raise ValueError(f"the reward function returned {len(rewards)} values for {n} answers")
     for i, r in enumerate(rewards):
-        if not math.isfinite(r):
-            raise ValueError(f"the reward function returned {r} for answer {i}; every reward must be finite")
+        if r is None or isinstance(r, str) or not math.isfinite(r):
+            raise ValueError(f"the reward function returned {r!r} for answer {i}; every reward must be finite")
     return torch.tensor([float(r) for r in rewards])
 
 
@@ -133,7 +147,8 @@ def collect(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, c
     if shuffle:
         deal = torch.rand(len(cases), cfg.group_size, generator=make_generator(seed, "shuffle", step)).argsort(1)
         rewards = rewards.view(-1, cfg.group_size).gather(1, deal).view(-1)
-    rows = pad_rows([p for p in prompts for _ in range(cfg.group_size)], out.ids, tok.special["<pad>"])
+    owner = [i for i in range(len(prompts)) for _ in range(cfg.group_size)]
+    rows = shared_rows(prompts, out.ids, owner, tok.special["<pad>"])
     old = torch.zeros(rows.ids.shape)
     old[rows.mask] = torch.tensor([lp for row in out.logps for lp in row])
     metrics = {"reward": float(rewards.mean()), "reward_std": float(spread.mean()),
@@ -152,10 +167,14 @@ def grpo_batches(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: Reward
                                 reward_fn, cfg, seed, step, shuffle)
 
 
-def rollout_loss(model, batch: Rollouts, cfg: GRPOConfig) -> tuple[Tensor, dict[str, float]]:
-    """`grpo_loss` of a Rollouts batch under the current policy."""
+def rollout_loss(model, batch: Rollouts, cfg: GRPOConfig, ref=None) -> tuple[Tensor, dict[str, float]]:
+    """`grpo_loss` of a Rollouts batch under the current policy; `ref` is the frozen model that cfg.beta holds it to."""
     logps = token_logps(model, batch.rows, cfg.temperature)
+    ref_logps = None
+    if cfg.beta and ref is not None:
+        with torch.no_grad():
+            ref_logps = token_logps(ref, batch.rows, cfg.temperature)
     loss, metrics = grpo_loss(logps, batch.old_logps, batch.advantages, batch.rows.mask[:, 1:], clip_low=cfg.clip_low,
-                              clip_high=cfg.clip_high, loss_type=cfg.loss_type, max_tokens=cfg.max_new_tokens)
+                              clip_high=cfg.clip_high, loss_type=cfg.loss_type, max_tokens=cfg.max_new_tokens,
+                              ref_logps=ref_logps, beta=cfg.beta)
     return loss, metrics | batch.metrics
-

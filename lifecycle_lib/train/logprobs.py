@@ -2,8 +2,10 @@
 
 A batch of token rows is (ids, mask): ids (B, T) right-padded, mask (B, T) True on the tokens that count as targets
 (the answer). Position t is predicted from positions before it, so the first column never counts.
+Rows that begin with the same prompt (the answers of a group, the two answers of a pair) can share one reading of it:
+`shared_rows` keeps each prompt once, and gradients flow through the shared keys and values.
 
-Shapes: B rows, T tokens, V vocabulary, N counted targets.
+Shapes: B rows, T tokens, P distinct prompts, V vocabulary, N counted targets.
 """
 
 from dataclasses import dataclass
@@ -14,14 +16,26 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """Prompts read once each, without their last token, flush right."""
+
+    ids: Tensor  # (P, L) long
+    mask: Tensor  # (P, L) bool, False on left padding
+    owner: Tensor  # (B,) long: the prompt of each row
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
-    """Right-padded token rows with the mask of the tokens that count."""
+    """Right-padded token rows with the mask of the tokens that count, after an optional shared prefix."""
 
     ids: Tensor  # (B, T) long
     mask: Tensor  # (B, T) bool
+    prefix: Prefix | None = None
 
     def to(self, device: torch.device) -> "Rows":
-        return Rows(self.ids.to(device), self.mask.to(device))
+        p = self.prefix
+        return Rows(self.ids.to(device), self.mask.to(device),
+                    p and Prefix(p.ids.to(device), p.mask.to(device), p.owner.to(device)))
 
 
 def pad_rows(prompts: list[list[int]], answers: list[list[int]], pad_id: int, max_len: int | None = None) -> Rows:
@@ -43,12 +57,37 @@ def pad_rows(prompts: list[list[int]], answers: list[list[int]], pad_id: int, ma
     return Rows(ids, mask)
 
 
+def shared_rows(prompts: list[list[int]], answers: list[list[int]], owner: list[int], pad_id: int) -> Rows:
+    """Rows of answers, answers[i] after prompts[owner[i]]; each prompt is kept once.
+
+    Row i holds the last prompt token and the answer: log-probabilities are those of `pad_rows`, at less cost.
+    Raises ValueError for an empty prompt or an owner that is not one of the prompts."""
+    if not prompts or min(map(len, prompts)) == 0:
+        raise ValueError("give at least one prompt, and no empty one: nothing predicts the first answer token")
+    if len(owner) != len(answers) or not all(0 <= i < len(prompts) for i in owner):
+        raise ValueError(f"{len(answers)} answers need as many owners, each 0 to {len(prompts) - 1}; got {owner}")
+    rows = pad_rows([prompts[i][-1:] for i in owner], answers, pad_id)
+    width = max(map(len, prompts)) - 1
+    if width == 0:
+        return rows
+    left = [width + 1 - len(p) for p in prompts]  # places of padding
+    ids = torch.tensor([[pad_id] * n + p[:-1] for n, p in zip(left, prompts)])
+    return Rows(rows.ids, rows.mask, Prefix(ids, torch.arange(width) >= torch.tensor(left)[:, None],
+                                            torch.tensor(owner)))
+
+
 def token_logps(model, rows: Rows, temperature: float = 1.0) -> Tensor:
     """Log-probability of every counted token at `temperature`, 0 elsewhere. (B, T-1), aligned with rows.ids[:, 1:].
 
     Only counted positions go through the head, which is most of the cost at a small width."""
     mask = rows.mask[:, 1:]  # (B, T-1)
-    h = model.hidden(rows.ids[:, :-1])[mask]  # (N, C)
+    cache = None
+    if rows.prefix is not None:
+        ids, valid, owner = rows.prefix.ids, rows.prefix.mask, rows.prefix.owner
+        cache = model.new_cache(len(ids), ids.shape[1] + mask.shape[1])
+        model.hidden(ids, valid, cache)
+        cache.select(owner)
+    h = model.hidden(rows.ids[:, :-1], cache=cache)[mask]  # (N, C)
     logps = -F.cross_entropy(model.head(h).float() / temperature, rows.ids[:, 1:][mask], reduction="none")  # (N,)
     return torch.zeros(mask.shape, device=logps.device).masked_scatter(mask, logps)
 

@@ -29,12 +29,12 @@ def lm_rows(stream: Tensor, starts: Tensor, length: int) -> Rows:
 
 def lm_batches(stream: Tensor, batch_size: int, length: int, seed: int) -> Callable[[int], Rows]:
     """batches(step): random windows of the stream, a pure function of (seed, step)."""
-    if len(stream) <= length:
+    if len(stream) < length:
         raise ValueError(f"the corpus has {len(stream)} tokens, fewer than a block of {length}; "
                          "give more text or a smaller block_size")
 
     def batches(step: int) -> Rows:
-        starts = torch.randint(len(stream) - length, (batch_size,), generator=make_generator(seed, "lm", step))
+        starts = torch.randint(len(stream) - length + 1, (batch_size,), generator=make_generator(seed, "lm", step))
         return lm_rows(stream, starts, length)
 
     return batches
