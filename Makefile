@@ -45,9 +45,10 @@ install: $(READY)  ## make .venv from requirements.lock, unless an environment t
 	@echo using $(PY)
 
 # HALF stands while an install is under way: one found at the start is what an interrupted install left, and .venv is
-# then made anew. The stamp is written only when the environment meets the lock.
+# then made anew. When pip itself reports a failure (no network, say) it has put things back: HALF goes, and the next
+# `make` goes on from there. The stamp is written only when the environment meets the lock.
 $(STAMP): requirements.lock pyproject.toml
-	@base=python3.11; $$base -c '' 2>/dev/null || base=python3; \
+	@trap 'exit 130' INT TERM HUP; base=python3.11; $$base -c '' 2>/dev/null || base=python3; \
 	$$base -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Python 3.11 or newer is needed; neither python3.11 nor python3 is one"; exit 1; }; \
 	if [ -e $(HALF) ]; then echo "the last install was interrupted: starting over"; rm -rf $(VENV); fi; \
@@ -58,7 +59,8 @@ $(STAMP): requirements.lock pyproject.toml
 	echo "[3/4] the rest of requirements.lock" && $$pip -r requirements.lock && \
 	echo "[4/4] this package" && $$pip --no-deps --no-build-isolation -e . && \
 	$(VENV)/bin/python tests/check_env.py && \
-	rm -f $(HALF) && touch $(STAMP)
+	rm -f $(HALF) && touch $(STAMP) || \
+	  { status=$$?; [ $$status -gt 128 ] || rm -f $(HALF); exit $$status; }
 
 run: $(READY)  ## random weights to a released model: every stage, then the report
 	$(LIFECYCLE) run --profile $(PROFILE)
