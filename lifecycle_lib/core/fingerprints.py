@@ -18,6 +18,8 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
+_imported: dict[str, tuple[Any, str]] = {}  # module name: (its import spec, the sum of its source)
+
 
 def fingerprint(obj: Any) -> str:
     """16 hex digits for a value of dicts, lists, tuples, dataclasses, paths, text, numbers, booleans and None.
@@ -64,8 +66,10 @@ def plain(obj: Any, where: str = "value", tag: bool = False) -> Any:
 
 
 def code_fingerprint(modules: ModuleType | Iterable[ModuleType]) -> str:
-    """SHA-256 (64 hex digits) of what the modules' source does, read from their files; their order is free.
+    """SHA-256 (64 hex digits) of what the modules' source does; their order is free.
 
+    A file is read once for each import: edited under a running notebook, it still counts as the code that was
+    imported, which is the code that runs, until the module is reloaded or the process restarts.
     Raises ValueError for something that is not a module with a source file.
     """
     parts = []
@@ -74,7 +78,11 @@ def code_fingerprint(modules: ModuleType | Iterable[ModuleType]) -> str:
         file = getattr(module, "__file__", None)
         if not isinstance(module, ModuleType) or not file or not file.endswith(".py"):
             raise ValueError(f"code={module!r}: not a module with a source file; pass the imported module itself")
-        parts.append([module.__name__, source_fingerprint(Path(file).read_text(encoding="utf-8"))])
+        spec, digest = _imported.get(module.__name__, (None, ""))
+        if spec is None or spec is not module.__spec__:  # a reload makes a new spec
+            digest = source_fingerprint(Path(file).read_text(encoding="utf-8"))
+            _imported[module.__name__] = (module.__spec__, digest)
+        parts.append([module.__name__, digest])
     return _sha256(json.dumps(parts))
 
 

@@ -52,7 +52,7 @@ CARD = "card.json"
 CLOCK = "resume-clock.json"
 IDENTITY = ("format", "name", "config_fingerprint", "parents", "data", "code")  # what the fingerprint is made of
 STORE_WRITES = (*IDENTITY, "fingerprint", "config", "versions", "wall_s", "cpu_s", "attempts", "attempts_clocked",
-                "created", "files", "card_sha256")
+                "created", "files", "card_fingerprint")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FOLDER = re.compile(r"(?!damaged-)(.+)-([0-9a-f]{16})")
 _checked: dict[Path, list[tuple[int, ...]]] = {}  # file stamps of artifacts whose sums this process has checked
@@ -196,7 +196,7 @@ class Store:
             "fingerprint": fingerprint(identity), "config": config, "versions": _versions(), "device": None,
             "peak_memory_bytes": peak_memory_bytes(), "created": datetime.now(UTC).isoformat(), "files": files,
         } | clock | extra
-        write_json(workdir / CARD, card | {"card_sha256": _seal(card)})
+        write_json(workdir / CARD, card | {"card_fingerprint": _seal(card)})
         for item in (*workdir.rglob("*"), workdir):
             _flush(item)
         os.rename(workdir, path)  # the one step that makes it exist
@@ -233,7 +233,7 @@ def _artifact(path: Path) -> Artifact:
 def _read_card(path: Path) -> dict[str, Any]:
     """card.json, if it is whole, unchanged since it was written, and belongs to this folder; else ValueError."""
     card = read_json(path / CARD)
-    if not isinstance(card, dict) or card.pop("card_sha256", None) != _seal(card):
+    if not isinstance(card, dict) or card.pop("card_fingerprint", None) != _seal(card):
         raise ValueError(f"{path / CARD}: changed since it was written; make the artifact again")
     expected = fingerprint({key: card[key] for key in IDENTITY})
     if path.name != f"{card['name']}-{card['fingerprint']}" or card["fingerprint"] != expected:
