@@ -20,6 +20,7 @@ from lifecycle_lib.desk.world import (
     draw_message,
     draw_order,
     draw_pair,
+    draw_window,
     is_eligible,
 )
 
@@ -112,10 +113,11 @@ def draw_case(rng: random.Random, case_id: str, unseen: bool, n_policies: int = 
     order = draw_order(rng, days)
     reasons = rng.sample(REASONS, n_policies + 1)
     if rng.random() < no_policy:
-        reason, policies = reasons[-1], draw_book(rng, reasons[:n_policies], draw_pair(rng, unseen)[1], unseen)
+        reason, policies = reasons[-1], draw_book(rng, reasons[:n_policies],
+                                                 draw_window(rng, days, unseen), unseen, days)
         policy = None
     else:
-        reason, policies = reasons[0], draw_book(rng, reasons[:n_policies], window, unseen)
+        reason, policies = reasons[0], draw_book(rng, reasons[:n_policies], window, unseen, days)
         policy = policies[0]
     rng.shuffle(policies)
     return Case(case_id=case_id, reason=reason, policies=tuple(policies), order=order,

@@ -99,10 +99,19 @@ def draw_pair(rng: random.Random, unseen: bool, boundary: float = 0.1) -> tuple[
             return days, window
 
 
-def draw_book(rng: random.Random, reasons: list[str], first_window: int, unseen: bool) -> list[Policy]:
-    """One policy a reason, ids and windows drawn afresh; `first_window` belongs to reasons[0]."""
+def draw_window(rng: random.Random, days: int, unseen: bool) -> int:
+    """A window that makes a held-out pair with `days` (`unseen`) or a pair that training may show."""
+    return rng.choice([w for w in WINDOWS if held_out(days, w) == unseen])
+
+
+def draw_book(rng: random.Random, reasons: list[str], first_window: int, unseen: bool,
+              days: int | None = None) -> list[Policy]:
+    """One policy a reason, ids and windows drawn afresh; `first_window` belongs to reasons[0].
+
+    With the `days` of the order beside it, every line makes a pair of the wanted kind, not only the one that counts."""
     ids = rng.sample(POLICY_IDS, len(reasons))
-    windows = [first_window] + [draw_pair(rng, unseen)[1] for _ in reasons[1:]]
+    windows = [first_window] + [draw_pair(rng, unseen)[1] if days is None else draw_window(rng, days, unseen)
+                                for _ in reasons[1:]]
     return [Policy(reason=r, policy_id=i, window_days=w) for r, i, w in zip(reasons, ids, windows)]
 
 
