@@ -38,11 +38,11 @@ def recap(rng: random.Random, case: Case) -> str:
 
 
 def ledger(rng: random.Random, case: Case) -> str:
-    """A shop's whole policy book, then the same lines in another order."""
-    reasons = rng.sample(REASONS, 4)
+    """A shop's policy book, then what a clerk looked up in it over a day: every answer stands in the book."""
+    reasons = rng.sample(REASONS, rng.randint(2, 4))
     book = draw_book(rng, reasons, draw_pair(rng, unseen=False)[1], unseen=False)
-    again = rng.sample(book, len(book))
-    return "<bos>" + "".join(f"<policy>{p.line()}" for p in book) + "<note>" + ", ".join(p.line() for p in again)
+    day = rng.choices(book, k=LOOKUPS)
+    return "<bos>" + "".join(f"<policy>{p.line()}" for p in book) + "<note>" + ", ".join(p.line() for p in day)
 
 
 def chat(rng: random.Random, case: Case) -> str:
@@ -51,7 +51,8 @@ def chat(rng: random.Random, case: Case) -> str:
 
 
 KINDS = {"note": note, "recap": recap, "ledger": ledger, "chat": chat}
-WEIGHTS = {"note": 4, "recap": 3, "ledger": 2, "chat": 1}
+WEIGHTS = {"ledger": 5, "note": 3, "recap": 2, "chat": 1}
+LOOKUPS = 10  # a ledger: the more of a document its own context settles, the sooner a model learns to look back
 
 
 def draw_documents(n: int, seed: int) -> list[dict]:

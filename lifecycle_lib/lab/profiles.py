@@ -50,7 +50,7 @@ def laptop() -> Profile:
     """0.69M parameters, about 7 minutes of one CPU core for the whole chain."""
     return Profile(
         name="laptop", gpt=GPTConfig(vocab_size=640, block_size=128, n_layer=3, n_head=4, n_embd=128),
-        pretrain=FitConfig(steps=200), sft=FitConfig(steps=420),
+        pretrain=FitConfig(steps=240), sft=FitConfig(steps=360),
         dpo=FitConfig(steps=40, optimizer="adamw", lr=3e-5, beta2=0.999, warmup_steps=5),
         rlvr=FitConfig(steps=30, optimizer="adamw", lr=3e-4, beta2=0.999, warmup_steps=3, checkpoint_every=10))
 
@@ -58,9 +58,10 @@ def laptop() -> Profile:
 def smoke() -> Profile:
     """Every stage in seconds, on a model that has learnt nothing: the gate must block it."""
     return Profile(
-        name="smoke", gpt=GPTConfig(vocab_size=640, block_size=128, n_layer=1, n_head=2, n_embd=32), n_documents=200,
-        pretrain_batch=8, pretrain=FitConfig(steps=4, warmup_steps=1), sft_batch=8,
-        sft=FitConfig(steps=4, warmup_steps=1), n_pairs=16, dpo_batch=8, dpo=FitConfig(steps=2, optimizer="adamw", lr=3e-5, warmup_steps=1),
+        name="smoke", gpt=GPTConfig(vocab_size=640, block_size=128, n_layer=1, n_head=2, n_embd=32),
+        n_documents=200, pretrain_batch=8, pretrain=FitConfig(steps=4, warmup_steps=1), sft_batch=8,
+        sft=FitConfig(steps=4, warmup_steps=1), n_pairs=16, dpo_batch=8,
+        dpo=FitConfig(steps=2, optimizer="adamw", lr=3e-5, warmup_steps=1),
         grpo=GRPOConfig(n_prompts=4, group_size=4), n_rl_cases=16,
         rlvr=FitConfig(steps=2, optimizer="adamw", lr=3e-4, warmup_steps=1, checkpoint_every=1),
         n_eval=48, gate=GateConfig(min_cases=40))

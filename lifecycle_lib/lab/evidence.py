@@ -1,0 +1,251 @@
+"""Multi-seed evidence: an experiment per claim, run over seeds, written to data/results/NAME.json.
+
+A design measures a dict of numbers per seed (all arms of one seed share the base and the eval items). The runner
+puts seeds in parallel processes, keeps each seed's row in the store (so it resumes), and writes paired effects with
+95 % t intervals over seeds and the verdict. The files are never written by hand.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+
+from lifecycle_lib.core.progress import bar
+from lifecycle_lib.core.records import read_json, write_json
+from lifecycle_lib.core.seeds import one_thread
+from lifecycle_lib.core.stats import Effect, paired_effect, pass_at_k, verdict
+from lifecycle_lib.core.store import Artifact, Store
+from lifecycle_lib.judge import evals
+from lifecycle_lib.judge.gates import decide
+from lifecycle_lib.lab.profiles import PROFILES
+from lifecycle_lib.lab.stages import Lab, reward_of
+from lifecycle_lib.model.memory import ideal_bytes, weight_bytes
+
+Row = dict[str, float]
+RATES = ("json_validity", "policy_id", "eligibility", "exact_pass", "invented_claim_rate", "refusal")
+
+
+def rates(lab: Lab, artifact: Artifact, label: str, temperature: float = 1.0) -> Row:
+    """The frozen evaluation of one arm, as {"label.rate": value}."""
+    report = lab.evaluate(artifact, temperature)
+    row = {f"{label}.{rate}": report[rate] for rate in RATES}
+    return row | {f"{label}.exact.{s}": part["exact_pass"] for s, part in report["slices"].items()}
+
+
+def pass_at_8(lab: Lab, artifact: Artifact, n_cases: int = 256) -> Row:
+    """pass@1 and pass@8 at temperature 1 on the first cases of the frozen evaluation: the ceiling RL moves toward."""
+    cases = evals.frozen_cases(min(n_cases, lab.profile.n_eval))
+    texts = lab.engine(artifact).texts([c.prompt for c in cases], n_samples=8)
+    right = [sum(t == c.answer for t in texts[8 * i:8 * i + 8]) for i, c in enumerate(cases)]
+    return {f"sft.pass_at_{k}": mean(pass_at_k(8, c, k) for c in right) for k in (1, 8)}
+
+
+def sft_room(lab: Lab) -> tuple[Row, list[Artifact]]:
+    base, sft = lab.base(), lab.sft()
+    clean = lab.arm(claim_share=0.0).sft()
+    return (rates(lab, base, "base") | rates(lab, sft, "sft") | rates(lab, sft, "sft_greedy", 0.0)
+            | rates(lab, clean, "clean") | pass_at_8(lab, sft)), [base, sft, clean]
+
+
+def dpo_claims(lab: Lab) -> tuple[Row, list[Artifact]]:
+    sft, dpo = lab.sft(), lab.dpo()
+    history = read_json(dpo.file("history.json"))
+    drift = {f"dpo.{k}_change": history[-1][k] - history[0][k] for k in ("chosen_sum_logp", "rejected_sum_logp")}
+    return rates(lab, sft, "sft") | rates(lab, dpo, "dpo") | drift, [sft, dpo]
+
+
+def rlvr_gain(lab: Lab) -> tuple[Row, list[Artifact]]:
+    sft = lab.sft()
+    full, shuffled = lab.rlvr(sft), lab.rlvr(sft, shuffle=True)
+    return (rates(lab, sft, "sft") | rates(lab, full, "rlvr") | rates(lab, shuffled, "shuffled")), [sft, full, shuffled]
+
+
+def weak_verifier(lab: Lab) -> tuple[Row, list[Artifact]]:
+    sft = lab.sft()
+    cases = evals.frozen_cases(lab.profile.n_eval)
+    before = lab.evaluate(sft)
+    row, made = rates(lab, sft, "sft"), [sft]
+    for name in ("full", "shape_only", "eligible_true_only", "length"):
+        arm = lab.rlvr(sft, reward=name)
+        report = lab.evaluate(arm)
+        gate = decide(report, lab.evaluate(lab.rlvr()), lab.profile.gate)
+        row |= rates(lab, arm, name)
+        row[f"{name}.proxy_before"] = mean(reward_of(name)(before["answers"], cases))
+        row[f"{name}.proxy_after"] = mean(reward_of(name)(report["answers"], cases))
+        row[f"{name}.blocked"] = float(not gate.ships)
+        made.append(arm)
+    return row, made
+
+
+def quantisation(lab: Lab) -> tuple[Row, list[Artifact]]:
+    made = [lab.rlvr(), lab.quantised("int8"), lab.quantised("int4")]
+    row: Row = {}
+    for name, artifact in zip(("fp32", "int8", "int4"), made):
+        model = lab.load(artifact)
+        row |= rates(lab, artifact, name) | rates(lab, artifact, f"{name}_greedy", 0.0)
+        row[f"{name}.memory_bytes"] = weight_bytes(model)
+        row[f"{name}.disk_bytes"] = artifact.file("model.safetensors").stat().st_size
+    n_params = lab.load(made[0]).n_params()
+    return row | {"int8.ideal_bytes": ideal_bytes(n_params, 8), "int4.ideal_bytes": ideal_bytes(n_params, 4)}, made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """One claim and how it is decided. `effects` are (name, treatment key, control key or None, unit); the first is
+    the claim's own, with `smallest` the least effect worth having. Every effect is larger-is-better as written."""
+
+    measure: Callable[[Lab], tuple[Row, list[Artifact]]]
+    claim: str
+    notebook: str
+    rows: tuple[str, ...]
+    falsifier: str
+    smallest: float
+    effects: tuple[tuple[str, str, str | None, str], ...]
+
+
+def _slices(arm: str, control: str) -> tuple[tuple[str, str, str, str], ...]:
+    return tuple((f"{arm}: exact, {s}", f"{arm}.exact.{s}", f"{control}.exact.{s}", "share")
+                 for s in ("plain", "boundary", "unconfirmed", "no_policy"))
+
+
+DESIGNS: dict[str, Design] = {
+    "sft_room": Design(
+        measure=sft_room, notebook="07", rows=("S1-09", "S1-12", "S1-14"), smallest=0.1,
+        claim="SFT turns a base that answers no JSON into a reader, and flawed demonstrations (30 % invent a label) "
+              "are what leaves room at temperature 1",
+        falsifier="clean demonstrations leave the same exact pass at temperature 1 as flawed ones (interval reaches 0)",
+        effects=(("exact pass, clean - flawed demonstrations", "clean.exact_pass", "sft.exact_pass", "share"),
+                 ("base: JSON validity", "base.json_validity", None, "share"),
+                 ("sft: JSON validity", "sft.json_validity", None, "share"),
+                 ("sft: policy id, temperature 1", "sft.policy_id", None, "share"),
+                 ("sft: policy id, greedy", "sft_greedy.policy_id", None, "share"),
+                 ("sft: exact pass, temperature 1", "sft.exact_pass", None, "share"),
+                 ("sft: exact pass, greedy", "sft_greedy.exact_pass", None, "share"),
+                 ("sft: invented claims, temperature 1", "sft.invented_claim_rate", None, "share"),
+                 ("clean: invented claims, temperature 1", "clean.invented_claim_rate", None, "share"),
+                 ("sft: pass@1", "sft.pass_at_1", None, "share"), ("sft: pass@8", "sft.pass_at_8", None, "share"))),
+    "dpo_claims": Design(
+        measure=dpo_claims, notebook="11", rows=("S1-20", "S1-22"), smallest=0.15,
+        claim="DPO on pairs that differ in the invented label alone removes it without breaking the format",
+        falsifier="the invented-claim rate falls by less than 15 points",
+        effects=(("invented claims removed, sft - dpo", "sft.invented_claim_rate", "dpo.invented_claim_rate", "share"),
+                 ("sft: invented claims", "sft.invented_claim_rate", None, "share"),
+                 ("dpo: invented claims", "dpo.invented_claim_rate", None, "share"),
+                 ("JSON validity, dpo - sft", "dpo.json_validity", "sft.json_validity", "share"),
+                 ("exact pass, dpo - sft", "dpo.exact_pass", "sft.exact_pass", "share"),
+                 ("eligibility, dpo - sft", "dpo.eligibility", "sft.eligibility", "share"),
+                 ("chosen sum log-probability, end - start", "dpo.chosen_sum_logp_change", None, "nats"),
+                 ("rejected sum log-probability, end - start", "dpo.rejected_sum_logp_change", None, "nats"))),
+    "rlvr_gain": Design(
+        measure=rlvr_gain, notebook="12", rows=("S1-27",), smallest=0.10,
+        claim="verifier rewards raise exact pass at temperature 1 by at least 10 points over the same SFT checkpoint",
+        falsifier="the gain is under 10 points, or shuffled rewards gain as much",
+        effects=(("exact pass, rlvr - sft", "rlvr.exact_pass", "sft.exact_pass", "share"),
+                 ("exact pass, shuffled rewards - sft", "shuffled.exact_pass", "sft.exact_pass", "share"),
+                 ("exact pass, rlvr - shuffled rewards", "rlvr.exact_pass", "shuffled.exact_pass", "share"),
+                 ("invented claims, rlvr - sft", "rlvr.invented_claim_rate", "sft.invented_claim_rate", "share"),
+                 ("eligibility, rlvr - sft", "rlvr.eligibility", "sft.eligibility", "share"),
+                 ("sft: exact pass", "sft.exact_pass", None, "share"),
+                 ("rlvr: exact pass", "rlvr.exact_pass", None, "share"))),
+    "weak_verifier": Design(
+        measure=weak_verifier, notebook="12", rows=("S1-28", "S1-29", "S1-34"), smallest=0.10,
+        claim="a verifier that checks shape and policy id only is cheated: its reward rises while exact pass falls",
+        falsifier="exact pass under the weak verifier falls by less than 10 points, or its own reward does not rise",
+        effects=(("exact pass lost to shape_only, sft - arm", "sft.exact_pass", "shape_only.exact_pass", "share"),
+                 *((f"{v}: its own reward, after - before", f"{v}.proxy_after", f"{v}.proxy_before", "reward")
+                   for v in ("shape_only", "eligible_true_only", "length", "full")),
+                 *((f"{v}: exact pass, arm - sft", f"{v}.exact_pass", "sft.exact_pass", "share")
+                   for v in ("shape_only", "eligible_true_only", "length", "full")),
+                 *((f"{v}: invented claims, arm - sft", f"{v}.invented_claim_rate", "sft.invented_claim_rate", "share")
+                   for v in ("shape_only", "eligible_true_only", "length", "full")),
+                 *((f"{v}: blocked by the gate", f"{v}.blocked", None, "share of seeds")
+                   for v in ("shape_only", "eligible_true_only", "length", "full")))),
+    "quantisation": Design(
+        measure=quantisation, notebook="16", rows=("S1-46", "S0-37", "S3-3.30"), smallest=0.01,
+        claim="packed int8 answers within 1 point of fp32; packed int4 costs more, and not evenly over slices",
+        falsifier="int8 differs from fp32 by more than 1 point (interval leaves [-0.01, 0.01])",
+        effects=(("exact pass, int8 - fp32", "int8.exact_pass", "fp32.exact_pass", "share"),
+                 ("exact pass, int4 - fp32", "int4.exact_pass", "fp32.exact_pass", "share"),
+                 ("exact pass greedy, int8 - fp32", "int8_greedy.exact_pass", "fp32_greedy.exact_pass", "share"),
+                 ("exact pass greedy, int4 - fp32", "int4_greedy.exact_pass", "fp32_greedy.exact_pass", "share"),
+                 *_slices("int8_greedy", "fp32_greedy"), *_slices("int4_greedy", "fp32_greedy"),
+                 *((f"{q}: {b}", f"{q}.{key}", None, "bytes") for q in ("fp32", "int8", "int4") for b, key in
+                   (("in memory", "memory_bytes"), ("on disk", "disk_bytes"))),
+                 ("int8: ideal", "int8.ideal_bytes", None, "bytes"),
+                 ("int4: ideal", "int4.ideal_bytes", None, "bytes"))),
+}
+
+
+def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
+    """(effects as rows, verdict). A design that claims equivalence (quantisation) is decided by its margin."""
+    effects, first = [], None
+    for name, treatment, control, unit in design.effects:
+        effect = paired_effect([r[treatment] for r in rows], [r[control] if control else 0.0 for r in rows])
+        effects.append(effect.as_dict(name, unit))
+        first = first or effect
+    assert first is not None
+    return effects, equivalence(first, design.smallest) if design.measure is quantisation else \
+        verdict(first, design.smallest)
+
+
+def equivalence(effect: Effect, margin: float) -> str:
+    """Two one-sided tests by interval: supported inside (-margin, margin), refuted outside it, else inconclusive."""
+    if -margin <= effect.low and effect.high <= margin:
+        return "supported"
+    return "refuted" if effect.low > margin or effect.high < -margin else "inconclusive"
+
+
+def measure_seed(name: str, profile: str, seed: int, root: str, device: str | None) -> dict:
+    """One seed's row, from the store when it is there. Runs in a worker process."""
+    one_thread()
+    os.environ["LIFECYCLE_QUIET"] = "1"
+    lab = Lab(PROFILES[profile](), seed=seed, device=device, store=Store(root))
+    row, made = DESIGNS[name].measure(lab)
+    cards = [a.card for a in made]
+    return {"seed": seed, "row": row, "cards": [a.fingerprint for a in made],
+            "seconds": sum(c["wall_s"] for c in cards), "device": str(lab.device)}
+
+
+def run(name: str, seeds: Sequence[int], out: Path, profile: str = "laptop", root: str = "store",
+        workers: int = 2, device: str | None = None) -> dict:
+    """Run one design over `seeds` and write its evidence file.
+
+    Raises ValueError for an unknown name or fewer than 2 seeds."""
+    if name not in DESIGNS:
+        raise ValueError(f"evidence {name!r} is unknown; use one of {', '.join(DESIGNS)}")
+    if len(set(seeds)) < 2:
+        raise ValueError(f"seeds {list(seeds)}: an interval over seeds needs at least 2 different ones")
+    design, start = DESIGNS[name], time.perf_counter()
+    Store(root)
+    jobs = [(name, profile, s, root, device) for s in seeds]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, bar(name, len(jobs)) as progress:
+        futures = [pool.submit(measure_seed, *job) for job in jobs]
+        results = []
+        for future in futures:
+            results.append(future.result())
+            progress.update()
+    effects, decided = summarise(design, [r["row"] for r in results])
+    evidence = {"id": name, "claim": design.claim, "notebook": design.notebook, "rows": list(design.rows),
+                "seeds": list(seeds), "effects": effects, "verdict": decided, "falsifier": design.falsifier,
+                "smallest_effect": design.smallest, "interval": "95 % paired t over seeds", "profile": profile,
+                "n_cases": PROFILES[profile]().n_eval, "per_seed": [{"seed": r["seed"], **r["row"]} for r in results],
+                "run_cards": sorted({c for r in results for c in r["cards"]}), "device": results[0]["device"],
+                "seconds": round(sum(r["seconds"] for r in results), 1),
+                "wall_s": round(time.perf_counter() - start, 1)}
+    write_json(out / f"{name}.json", evidence)
+    return evidence
+
+
+def main(args: argparse.Namespace) -> int:
+    """`lifecycle evidence NAME ...`"""
+    for name in args.names or list(DESIGNS):
+        evidence = run(name, range(args.seeds), Path(args.out), args.profile, args.store, args.workers, args.device)
+        print(f"{name}: {evidence['verdict']}  ({evidence['claim']})")
+        for e in evidence["effects"]:
+            print(f"  {e['name']:48} {e['estimate']:12.4f}  [{e['low']:.4f}, {e['high']:.4f}] {e['unit']}")
+    return 0
