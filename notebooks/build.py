@@ -81,6 +81,7 @@ def read_source(path: Path) -> nbformat.NotebookNode:
 def execute(book: nbformat.NotebookNode, folder: Path) -> None:
     """Run the cells in order, in place, in a fresh kernel in `folder`; the first failing cell raises."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env.pop("MPLBACKEND", None)  # set, it would keep the figures out of the outputs
     env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     env.setdefault("LIFECYCLE_STORE", str(HERE.parent / "store"))
     client = NotebookClient(

@@ -33,7 +33,8 @@ CLI = "import sys; from lifecycle_lib.lab.cli import main; sys.exit(main())"
 
 def environment() -> dict[str, str]:
     """This process's environment with one thread a process, this checkout first, its store, no network."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env.pop("MPLBACKEND", None)  # set, it would keep figures out of the notebooks' outputs
     env["PYTHONPATH"] = str(ROOT)
     env.setdefault("LIFECYCLE_STORE", str(ROOT / "store"))
     return env

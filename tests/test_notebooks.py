@@ -39,8 +39,19 @@ print("total", total)
 # The same again:
 # %%
 total * 2
+# %%
+import matplotlib.pyplot as plt
+plt.plot([1, 2])
+plt.show()
+print("from", 1, "to", 2)
 """
 )
+
+
+@pytest.fixture(autouse=True)
+def kernels_draw(monkeypatch):
+    """Unit tests draw into nothing (conftest.py); a kernel draws into its notebook."""
+    monkeypatch.delenv("MPLBACKEND", raising=False)
 
 
 def good_book() -> dict:
@@ -206,8 +217,8 @@ def test_source_is_read_the_same_each_time(folder):
     assert first.cells[2].metadata == {"tags": ["algorithm"]}  # `editable` is dropped
     source.write_text(TINY + "# %%\ntotal * 2\n# %% [markdown]\n# total * 2\n")
     ids = [cell.id for cell in build.read_source(source).cells]
-    assert ids[:5] == [cell.id for cell in first.cells]
-    assert len(set(ids)) == 7 and ids[5] == f"{ids[4]}-2" and not ids[6].startswith(ids[4])
+    assert ids[:6] == [cell.id for cell in first.cells]
+    assert len(set(ids)) == 8 and ids[6] == f"{ids[4]}-2" and not ids[7].startswith(ids[4])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +241,8 @@ def test_built_notebook_is_executed_and_clean(built):
     assert lint.lint(book) == {} and build.check(built) == []
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert code[1].outputs[0].text == "total 3\n" and code[2].outputs[0].data["text/plain"] == "6"
-    assert [set(cell.metadata) <= set(build.KEPT) for cell in book.cells] == [True] * 5
+    assert [set(cell.metadata) <= set(build.KEPT) for cell in book.cells] == [True] * 6
+    assert "image/png" in code[3].outputs[0].data
     assert [path.name for path in built.iterdir() if path.name.endswith(".tmp")] == []
 
 
@@ -271,7 +283,7 @@ def test_drift_is_seen_from_both_sides(built, tmp_path):
     assert "another metadata" in build.check(folder)[0]
     folder, source, _ = fresh("cell added")
     source.write_text(TINY + "# %%\n1\n")
-    assert "5 cells, its source has 6" in build.check(folder)[0]
+    assert "6 cells, its source has 7" in build.check(folder)[0]
     folder, source, _ = fresh("rows changed")
     edited(source, "S3-7.01", "S3-7.02")
     assert "'lifecycle'" in build.check(folder)[0]
@@ -313,10 +325,10 @@ def test_nbval_compares_committed_outputs(built, tmp_path):
     """It passes what is right, and fails a wrong number, though not a clock: the sanitizer knows those."""
     path = tmp_path / "90_tiny.ipynb"
     path.write_text((built / "90_tiny.ipynb").read_text())
-    assert "3 passed" in nbval(path).stdout
+    assert "4 passed" in nbval(path).stdout
     edited(path, "total 3", "total 4")
     wrong = nbval(path)
-    assert wrong.returncode == 1 and "1 failed, 2 passed" in wrong.stdout
+    assert wrong.returncode == 1 and "1 failed, 3 passed" in wrong.stdout
 
 
 def test_sanitizer_hides_clocks_and_keeps_results():
