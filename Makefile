@@ -9,7 +9,8 @@ SHELL := /bin/sh
 VENV := .venv
 STAMP := $(VENV)/.installed
 HALF := $(VENV)/.installing
-PROFILE ?= laptop
+# PROFILE=smoke, laptop or gpu; without it `make run` takes what suits the machine and `make test` takes laptop.
+PROFILE ?=
 
 # One thread a process: two threads in each of two processes on two cores were many times slower.
 export OMP_NUM_THREADS := 1
@@ -63,10 +64,10 @@ $(STAMP): requirements.lock pyproject.toml
 	  { status=$$?; [ $$status -gt 128 ] || rm -f $(HALF); exit $$status; }
 
 run: $(READY)  ## random weights to a released model: every stage, then the report
-	$(LIFECYCLE) run --profile $(PROFILE)
+	$(LIFECYCLE) run $(if $(PROFILE),--profile $(PROFILE))
 
 test: $(READY)  ## lint, unit tests, the whole lifecycle, every notebook compared with its committed outputs
-	$(PY) tests/run_all.py --profile $(PROFILE)
+	$(PY) tests/run_all.py --profile $(or $(PROFILE),laptop)
 
 unit: $(READY)  ## lint and unit tests only (no training)
 	$(PY) tests/run_all.py --only lint,unit
@@ -91,7 +92,7 @@ papermill: $(READY)  ## rerun every notebook in the smoke profile with another s
 	LIFECYCLE_PAPERMILL=1 $(PY) -m pytest -q -n 2 tests/test_notebooks.py -k papermill
 
 bench: $(READY)  ## every benchmark, one after the other
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) "$$file"; done
+	$(PY) benchmarks/run.py
 
 lock:  ## write requirements.lock from .venv (after a deliberate change of a pin there)
 	$(VENV)/bin/python -m pip freeze --all --exclude-editable | \
