@@ -89,9 +89,7 @@ class Cache:
         self.length = 0
 
     def select(self, rows: Tensor) -> None:
-        self.k = [k[rows] for k in self.k]
-        self.v = [v[rows] for v in self.v]
-        self.last = [x[rows] for x in self.last]
+        self.k, self.v, self.last = ([t.index_select(0, rows) for t in part] for part in (self.k, self.v, self.last))
         self.mask = self.mask[rows]
 
     @property

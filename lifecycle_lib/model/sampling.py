@@ -4,6 +4,8 @@ Prompts of different lengths share a batch by left padding (rotary positions are
 left changes nothing). Each prompt is read once and its cache repeated for `n_samples` continuations; rows that
 have ended leave the batch. Temperature 0 is greedy.
 
+The model is a GPT, or anything with its `hidden`, `head`, `new_cache`, `device` and `cfg.block_size`.
+
 Shapes: P prompts, S samples a prompt, B = P * S rows, V vocabulary.
 """
 
@@ -36,16 +38,22 @@ def left_pad(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability. logits (B, V) -> (B,), (B,)."""
+def draw(logits: Tensor, temperature: float, generator: torch.Generator | None = None,
+         uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One token a row and its log-probability. logits (B, V) -> (B,), (B,).
+
+    `uniform` (B,) in [0, 1) decides each row's token by inverse transform; without it, it is drawn from `generator`.
+    A token of probability 0 is never drawn."""
     if temperature == 0:
         logps = torch.log_softmax(logits.float(), -1)
         token = logits.argmax(-1)
     else:
         logps = torch.log_softmax(logits.float() / temperature, -1)
-        # one uniform number a row, made on the CPU: the same draw on every device
-        u = torch.rand(len(logits), 1, generator=generator).to(logits.device)
-        token = torch.searchsorted(logps.exp().cumsum(-1), u).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+        if uniform is None:  # made on the CPU: the same draw on every device
+            uniform = torch.rand(len(logits), generator=generator)
+        mass = logps.exp().cumsum(-1)  # (B, V); the last one is 1 up to rounding
+        u = uniform.to(logits.device).unsqueeze(-1) * mass[:, -1:]
+        token = torch.searchsorted(mass, u, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
     return token, logps.gather(-1, token.unsqueeze(-1)).squeeze(-1)
 
 
@@ -56,7 +64,7 @@ def generate(model: GPT, prompts: list[list[int]], *, eos_id: int, pad_id: int, 
     """Continue every prompt `n_samples` times until eos_id or max_new_tokens.
 
     Raises ValueError for an empty prompt, a temperature under 0, or a prompt that leaves no room in block_size."""
-    if temperature < 0:
+    if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
     if n_samples < 1 or max_new_tokens < 1:
         raise ValueError(f"n_samples={n_samples} and max_new_tokens={max_new_tokens} must be at least 1")
@@ -89,17 +97,19 @@ def decode(model: GPT, prompts: list[list[int]], eos_id: int, pad_id: int, max_n
     live = torch.arange(len(rows), device=idx.device)  # original row of every row still in the batch
     out = torch.full((len(rows), steps), pad_id, device=idx.device)
     out_logp = torch.zeros(len(rows), steps, device=idx.device)
-    length = torch.zeros(len(rows), dtype=torch.long, device=idx.device)
+    going = torch.ones_like(live, dtype=torch.bool)  # of the live rows, those that have not ended
     for t in range(steps):
-        token, logp = draw(logits, temperature, generator)
+        # a number for every row, finished or not: what one row draws does not depend on when others end
+        uniform = torch.rand(len(rows), generator=generator).to(idx.device)[live] if temperature else None
+        token, logp = draw(logits, temperature, uniform=uniform)
         out[live, t], out_logp[live, t] = token, logp
-        length[live] = t + 1
-        going = token != eos_id
+        going &= token != eos_id  # a row that ended may stay a while, and sample on past its end
         if t + 1 == steps or not bool(going.any()):
             break
         if int(going.sum()) < 0.8 * len(going):  # finished rows leave, a few at a time
             live, token = live[going], token[going]
             cache.select(going.nonzero().squeeze(-1))
+            going = going[going]
         logits = model(token.unsqueeze(-1), None, cache)[:, -1]
     ids, logps = [], []
     for row, lp in zip(out.tolist(), out_logp.tolist()):
