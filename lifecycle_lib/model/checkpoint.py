@@ -28,6 +28,7 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 def save_checkpoint(folder: Path, model: GPT, quantisation: dict | None = None) -> None:
     """Write config.json and model.safetensors into `folder`. `quantisation`: the arguments of quantise_model."""
+    folder = Path(folder)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_tensors(folder / "model.safetensors", state, {"format": FORMAT})
     write_json(folder / "config.json", {"format": FORMAT, "model": model.cfg.as_dict(), "quantisation": quantisation})
@@ -41,17 +42,23 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu", expect: GP
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ValueError(f"{folder / 'config.json'}: format is not {FORMAT!r}; "
                          "this folder holds no checkpoint of this library")
-    cfg = GPTConfig(**meta["model"])
+    try:
+        cfg, quantisation = GPTConfig(**meta["model"]), meta["quantisation"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: damaged ({error}); "
+                         "delete the folder and run again to rebuild it") from error
     if expect is not None and cfg != expect:
         want = expect.as_dict()
         diff = [f"{k}={v} (expected {want[k]})" for k, v in cfg.as_dict().items() if v != want[k]]
         raise ValueError(f"{folder}: a checkpoint of another shape: {', '.join(diff)}; use the profile that made it")
     model = GPT(cfg)
-    if meta["quantisation"]:
-        model = quantise_model(model, **meta["quantisation"])
+    if quantisation:
+        model = quantise_model(model, **quantisation)
     state = load_tensors(folder / "model.safetensors")
     own = model.state_dict()
-    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [k for k in state if k not in own]
+    form = {k: (t.shape, t.dtype) for k, t in own.items()}
+    wrong = [k for k in own if k not in state or (state[k].shape, state[k].dtype) != form[k]]
+    wrong += [k for k in state if k not in own]
     if wrong:
         raise ValueError(f"{folder / 'model.safetensors'}: {len(wrong)} tensors do not fit config.json, "
                          f"first {wrong[0]!r}; delete the folder and run again to rebuild it")
