@@ -78,11 +78,12 @@ def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", eps
 
 def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2,
               clip_high: float = 0.2, loss_type: str = "dapo", max_tokens: int = 0, ref_logps: Tensor | None = None,
-              beta: float = 0.0) -> tuple[Tensor, dict[str, float]]:
+              beta: float = 0.0, unbiased_kl: bool = True) -> tuple[Tensor, dict[str, float]]:
     """Clipped policy-gradient loss. logps, old_logps, ref_logps, mask (B, T); advantages (B,).
 
     With one update a batch the ratio is 1 and the loss is minus the mean advantage, about 0: its gradient is what
     matters. A row with an empty mask adds nothing. `max_tokens` is the constant of dr_grpo.
+    `unbiased_kl` weights the KL term by the ratio, which makes its gradient that of the reverse KL (DeepSeek-V3.2).
     Raises ValueError for an unknown loss_type, dr_grpo without max_tokens, and beta without ref_logps."""
     if loss_type not in ("grpo", "dapo", "dr_grpo"):
         raise ValueError(f"loss_type={loss_type!r} is unknown; use 'grpo', 'dapo' or 'dr_grpo'")
@@ -96,7 +97,7 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor
     if ref_logps is not None:
         delta = (ref_logps - logps) * m
         kl = torch.exp(delta) - delta - 1  # k3
-        per_token = per_token + beta * kl
+        per_token = per_token + beta * (kl * ratio if unbiased_kl else kl)
     if loss_type == "grpo":
         loss = ((per_token * m).sum(1) / m.sum(1).clamp(min=1)).mean()
     elif loss_type == "dapo":

@@ -52,6 +52,10 @@ class FitConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
         if not 0 <= self.min_lr_share <= 1:
             raise ValueError(f"min_lr_share={self.min_lr_share} must be 0 to 1")
+        if not (0 <= self.weight_decay < math.inf and 0 <= self.beta2 < 1):
+            raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more, beta2={self.beta2} 0 to under 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or more")
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every={self.checkpoint_every} must be at least 1")
 

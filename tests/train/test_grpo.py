@@ -1,0 +1,254 @@
+"""GRPO: advantages and losses of TRL's GRPOTrainer as oracle, empty and uniform groups, bad reward functions."""
+
+import math
+
+import pytest
+import torch
+
+from lifecycle_lib.desk.cases import draw_cases
+from lifecycle_lib.model.bridge import to_llama
+from lifecycle_lib.train import grpo
+from lifecycle_lib.train.logprobs import Rows, token_logps
+
+GROUP, MAX_NEW = 4, 10
+REWARDS = torch.tensor([1.0, 0, 0, 1] + [1.0] * 4 + [0.0, 0, 0, 1] + [0.3, 0.1, 0.8, 0.4])
+
+
+@pytest.fixture
+def rollouts(tok):
+    """rollouts(model) -> (prompts, Rollouts whose old log-probabilities are the model's, answers)."""
+    from grpo_step import make_rollouts
+
+    prompts = [tok.encode(c.prompt) for c in draw_cases(4, 0, "rlvr")]
+    return lambda model: (prompts, *make_rollouts(model, tok, prompts, GROUP, MAX_NEW, REWARDS))
+
+
+@pytest.fixture
+def trainer_of(tok, tmp_path):
+    """trainer_of(model, rollouts, beta=0.0, **config): TRL's trainer with exactly these rollouts."""
+    from grpo_step import trl_grpo
+
+    def make(model, rolled, beta: float = 0.0, **config: object):
+        trainer = trl_grpo(model, tok, *rolled, str(tmp_path), GROUP, MAX_NEW, **config)
+        trainer.beta = beta  # after construction: TRL would look for the reference model on its hub
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        return trainer
+
+    return make
+
+
+def test_advantages_by_hand():
+    got = grpo.group_advantages(torch.tensor([1.0, 0, 0, 1]), 4)
+    std = math.sqrt(1 / 3)  # sample standard deviation
+    torch.testing.assert_close(got, torch.tensor([1.0, -1, -1, 1]) * 0.5 / (std + 1e-4))
+    torch.testing.assert_close(grpo.group_advantages(torch.tensor([1.0, 0, 0, 1]), 4, scale="none"),
+                               torch.tensor([0.5, -0.5, -0.5, 0.5]))
+
+
+def test_a_uniform_group_gives_exact_zeros_whatever_the_others():
+    for value in (0.0, 1.0, 0.1, 1e6 / 3):
+        rewards = torch.tensor([value] * 7 + [0.0, 1, 1, 0, 1, 1, 1])
+        got = grpo.group_advantages(rewards, 7)
+        assert torch.equal(got[:7], torch.zeros(7)) and torch.isfinite(got).all() and got[7:].abs().min() > 0.1
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_advantages_are_those_of_trl(make_model, rollouts, trainer_of, tok, scale):
+    rolled = prompts, batch, answers = rollouts(make_model())
+    trainer = trainer_of(make_model(), rolled, scale_rewards=scale)
+    repeated = [p for p in prompts for _ in range(GROUP)]
+    texts = [tok.decode(a) for a in answers]
+    trainer._generate = lambda _: (repeated, answers, None, texts, None, {}, None, None)
+    trainer._calculate_rewards = lambda *_: REWARDS.unsqueeze(1)
+    del trainer._prepare_inputs  # back to the class's own
+    theirs = trainer._generate_and_score_completions([{"prompt": tok.decode(p)} for p in repeated])["advantages"]
+    torch.testing.assert_close(grpo.group_advantages(REWARDS, GROUP, scale), theirs, atol=1e-5, rtol=1e-5)
+    groups = REWARDS.view(-1, GROUP)
+    over_the_batch = ((groups - groups.mean(1, keepdim=True)) / (REWARDS.std() + 1e-4)).flatten()
+    assert (over_the_batch - theirs).abs().max() > 1e-2, "std over the batch instead of the group"
+    assert (grpo.group_advantages(REWARDS, 8, scale) - theirs).abs().max() > 1e-2, "groups of the wrong size"
+
+
+@pytest.mark.parametrize(("beta", "unbiased_kl"), [(0.0, True), (0.04, True), (0.04, False)])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, trainer_of, loss_type, beta, unbiased_kl):
+    old, policy, reference = make_model(noise=0.05), make_model(noise=0.09), make_model(noise=0.02)
+    rolled = _, batch, _ = rollouts(old)
+    trainer = trainer_of(policy, rolled, beta, loss_type=loss_type, use_bias_correction_kl=unbiased_kl)
+    mask = batch.rows.mask[:, 1:]
+    with torch.no_grad():
+        ref = torch.zeros(trainer.fixed["completion_mask"].shape)
+        ref[trainer.fixed["completion_mask"].bool()] = token_logps(reference, batch.rows)[mask]
+    trainer.fixed["ref_per_token_logps"] = ref
+    theirs = trainer._compute_loss(trainer.model, trainer.fixed)
+
+    ref_logps = token_logps(reference, batch.rows).detach()
+    ours, metrics = grpo.grpo_loss(token_logps(policy, batch.rows), batch.old_logps, batch.advantages, mask,
+                                   loss_type=loss_type, max_tokens=MAX_NEW, ref_logps=ref_logps, beta=beta,
+                                   unbiased_kl=unbiased_kl)
+    assert metrics["clip_share"] > 0.02, "the clip has to matter"
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    for a, b in zip(gradients(ours, policy), gradients(theirs, trainer.model), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    if beta and not unbiased_kl:
+        assert metrics["kl_k3"] == pytest.approx(trainer._metrics["train"]["kl"][-1], abs=1e-5)
+    if unbiased_kl:  # the one that training uses
+        cfg = grpo.GRPOConfig(n_prompts=4, group_size=GROUP, max_new_tokens=MAX_NEW, loss_type=loss_type, beta=beta)
+        assert grpo.rollout_loss(policy, batch, cfg, ref=reference)[0].item() == pytest.approx(theirs.item(), abs=1e-5)
+
+    def agrees(**change: object) -> bool:
+        settings = {"loss_type": loss_type, "max_tokens": MAX_NEW, "beta": beta, "ref_logps": ref_logps,
+                    "unbiased_kl": unbiased_kl, "mask": mask, "advantages": batch.advantages} | change
+        loss, _ = grpo.grpo_loss(token_logps(policy, batch.rows), batch.old_logps, **settings)
+        return abs(loss.item() - theirs.item()) < 1e-5
+
+    assert agrees()
+    assert not agrees(clip_low=1.0, clip_high=1e9), "no clip"
+    assert not agrees(mask=mask.roll(1, 1)), "mask off by one"
+    assert not agrees(advantages=-batch.advantages), "reward sign flipped"
+    others = {"grpo", "dapo", "dr_grpo"} - {loss_type}
+    assert not any(agrees(loss_type=t) for t in others), "normalised over something else"
+    if beta:
+        assert not agrees(beta=0.0), "no KL term"
+        assert not agrees(unbiased_kl=not unbiased_kl), "the other KL estimate"
+
+
+def test_temperature_reaches_the_ratio_as_in_trl(make_model, rollouts, trainer_of):
+    policy = make_model(noise=0.09)
+    rolled = _, batch, _ = rollouts(make_model(noise=0.05))
+    trainer = trainer_of(policy, rolled, temperature=0.7)
+    theirs = trainer._compute_loss(trainer.model, trainer.fixed).item()
+    ours = [grpo.rollout_loss(policy, batch, grpo.GRPOConfig(temperature=t))[0].item() for t in (0.7, 1.0)]
+    assert ours[0] == pytest.approx(theirs, abs=1e-5) and abs(ours[1] - theirs) > 1e-3
+
+
+def test_three_steps_of_fit_are_three_steps_of_trl(make_model, rollouts, trainer_of):
+    from dpo_step import run_ours, run_trl
+
+    model = make_model(noise=0.05)
+    rolled = _, batch, _ = rollouts(model)
+    ours, _ = run_ours(model, batch, lambda m, b: grpo.rollout_loss(m, b, grpo.GRPOConfig()))
+    theirs, _ = run_trl(trainer_of(model, rolled))
+    assert ours == pytest.approx(theirs, abs=1e-5) and ours[2] < ours[1] < ours[0]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_an_empty_row_adds_nothing(loss_type):
+    gen = torch.Generator().manual_seed(0)
+    old = -torch.rand(3, 5, generator=gen)
+    new = (old + 0.3 * torch.randn(3, 5, generator=gen)).requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 1, 0], [0] * 5, [1, 1, 0, 0, 0]]).bool()
+    adv = torch.tensor([0.7, 5.0, -1.1])
+    loss, metrics = grpo.grpo_loss(new, old, adv, mask, loss_type=loss_type, max_tokens=5, ref_logps=old, beta=0.04)
+    (grad,) = torch.autograd.grad(loss, new)
+    assert torch.isfinite(grad).all() and math.isfinite(loss.item())
+    assert torch.equal(grad[~mask], torch.zeros(9)) and (grad[mask] != 0).any()
+    other = grpo.grpo_loss(new, old, adv * torch.tensor([1, -3, 1]), mask, loss_type=loss_type, max_tokens=5,
+                           ref_logps=old, beta=0.04)[0]
+    assert other.item() == loss.item()
+    empty, metrics = grpo.grpo_loss(new, old, adv, mask & False, loss_type=loss_type, max_tokens=5)
+    assert empty.item() == 0 and metrics == {"clip_share": 0.0, "kl_k3": 0.0}
+    assert torch.equal(torch.autograd.grad(empty, new)[0], torch.zeros(3, 5))
+
+
+def test_collect_scores_what_the_policy_said(make_model, tok):
+    model = make_model(noise=0.05, token_shift=True)
+    cases = draw_cases(3, 0, "rlvr")
+    cfg = grpo.GRPOConfig(n_prompts=3, group_size=4, max_new_tokens=6)
+    seen: list[tuple] = []
+
+    def reward(texts, repeated):
+        seen.append((list(texts), list(repeated)))
+        return [float(len(t)) for t in texts]
+
+    batch = grpo.collect(model, tok, cases, reward, cfg, seed=1, step=2)
+    texts, repeated = seen[0]
+    assert batch.texts == texts and [c.case_id for c in repeated] == [c.case_id for c in cases for _ in range(4)]
+    with torch.no_grad():  # the sampler's log-probabilities (cached decoding) are those of a training pass
+        torch.testing.assert_close(token_logps(model, batch.rows), batch.old_logps, atol=1e-5, rtol=1e-5)
+    answers = [row[m].tolist() for row, m in zip(batch.rows.ids, batch.rows.mask)]
+    assert [tok.decode([t for t in a if t != tok.special["<eos>"]]) for a in answers] == texts
+    lengths = torch.tensor([float(len(t)) for t in texts])
+    torch.testing.assert_close(batch.advantages, grpo.group_advantages(lengths, 4))
+    assert batch.metrics["reward"] == pytest.approx(lengths.mean().item())
+    loss, _ = grpo.rollout_loss(model, batch, cfg)
+    weights = batch.rows.mask.sum(1) / batch.rows.mask.sum()
+    assert loss.item() == pytest.approx(-(weights * batch.advantages).sum().item(), abs=1e-5), "the ratio is 1"
+    again = grpo.collect(model, tok, cases, reward, cfg, seed=1, step=2)
+    other = grpo.collect(model, tok, cases, reward, cfg, seed=1, step=3)
+    assert again.texts == batch.texts != other.texts
+    dealt = grpo.collect(model, tok, cases, reward, cfg, seed=1, step=2, shuffle=True)
+    assert dealt.texts == batch.texts and not torch.equal(dealt.advantages, batch.advantages)
+    for a, b in zip(dealt.advantages.view(3, 4), batch.advantages.view(3, 4)):
+        torch.testing.assert_close(a.sort().values, b.sort().values)  # within its group
+
+
+def test_batches_are_pure_in_step(make_model, tok):
+    model, cases = make_model(noise=0.05), draw_cases(6, 0, "rlvr")
+    cfg = grpo.GRPOConfig(n_prompts=2, group_size=2, max_new_tokens=4)
+    batches = grpo.grpo_batches(model, tok, cases, lambda t, c: [0.0] * len(t), cfg, seed=0)
+    first, _, again = batches(0), batches(1), batches(0)
+    assert first.texts == again.texts and torch.equal(first.rows.prefix.ids, again.rows.prefix.ids)
+    assert first.metrics["uniform_groups"] == 1 and torch.equal(first.advantages, torch.zeros(4))
+    with pytest.raises(ValueError, match="6 cases cannot fill 7 prompts"):
+        grpo.grpo_batches(model, tok, cases, lambda t, c: [], grpo.GRPOConfig(n_prompts=7), seed=0)
+
+
+@pytest.mark.parametrize("change", [
+    {"n_prompts": 0}, {"group_size": 1}, {"loss_type": "ppo"}, {"scale": "batch"}, {"temperature": 0},
+    {"temperature": math.nan}, {"beta": -0.1}, {"beta": math.inf}, {"clip_low": 0}, {"clip_low": 1}, {"clip_high": -1},
+    {"max_new_tokens": 0},
+])
+def test_config_refuses(change):
+    grpo.GRPOConfig()
+    (name, value), = change.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        grpo.GRPOConfig(**change)
+
+
+@pytest.mark.parametrize(("rewards", "message"), [
+    ([1.0, math.nan], "returned nan for answer 1"), ([math.inf, 0], "returned inf for answer 0"),
+    ([1.0], "1 values for 2 answers"), ([], "0 values for 2"), ([1, None], "None for answer 1"),
+    (["1", 0], "'1' for answer 0"),
+])
+def test_check_rewards_refuses(rewards, message):
+    with pytest.raises(ValueError, match=message):
+        grpo.check_rewards(rewards, 2)
+
+
+def test_check_rewards_passes_numbers_on():
+    assert grpo.check_rewards([True, 0.5], 2).tolist() == [1.0, 0.5]
+
+
+def test_losses_and_advantages_refuse(make_model, rollouts):
+    z = torch.zeros(2, 3)
+    for kwargs, message in (({"loss_type": "ppo"}, "loss_type='ppo'"), ({"loss_type": "dr_grpo"}, "max_tokens"),
+                            ({"beta": 0.1}, "beta=0.1 needs ref_logps")):
+        with pytest.raises(ValueError, match=message):
+            grpo.grpo_loss(z, z, torch.zeros(2), z.bool(), **kwargs)
+    for rewards, size in ((torch.zeros(5), 4), (torch.zeros(4), 1), (torch.zeros(0), 4), (torch.zeros(4), 0)):
+        with pytest.raises(ValueError, match="do not split into groups"):
+            grpo.group_advantages(rewards, size)
+    with pytest.raises(ValueError, match="scale='batch'"):
+        grpo.group_advantages(torch.zeros(4), 4, scale="batch")
+    model = make_model()
+    _, batch, _ = rollouts(model)
+    with pytest.raises(ValueError, match="needs ref_logps"):
+        grpo.rollout_loss(model, batch, grpo.GRPOConfig(beta=0.04))
+
+
+def test_rows_with_a_wrong_mask_are_caught(make_model, rollouts):
+    """The oracle of `token_logps` here is the Llama of the same weights on whole rows."""
+    model = make_model(noise=0.05)
+    prompts, batch, answers = rollouts(model)
+    whole = [p + a for p, a in zip([p for p in prompts for _ in range(GROUP)], answers)]
+    llama = to_llama(model)
+    want = []
+    for row, answer in zip(whole, answers):
+        logps = torch.log_softmax(llama(input_ids=torch.tensor([row])).logits[0, :-1], -1)
+        want += logps[-len(answer):].gather(1, torch.tensor(answer)[:, None]).flatten().tolist()
+    mask = batch.rows.mask[:, 1:]
+    torch.testing.assert_close(batch.old_logps[mask], torch.tensor(want), atol=1e-5, rtol=1e-5)
+    swapped = Rows(batch.rows.ids, batch.rows.mask, None)
+    assert (token_logps(model, swapped)[mask] - torch.tensor(want)).abs().max() > 1e-3, "answers without a prompt"
