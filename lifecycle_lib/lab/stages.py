@@ -209,19 +209,22 @@ class Lab:
         """A frozen model, ready to answer."""
         return Engine(self.load(artifact), self.load_tokenizer(), temperature, self.seed)
 
-    def evaluate(self, artifact: Artifact, temperature: float = 1.0) -> dict:
-        """The report of one checkpoint on the frozen evaluation, kept in the store like any artifact."""
+    def evaluation(self, artifact: Artifact, temperature: float = 1.0) -> Artifact:
+        """One checkpoint's report on the frozen evaluation, kept in the store like any artifact (report.json)."""
         def make(folder: Path) -> dict:
             served = self.engine(artifact, temperature)
             where = evals.frozen_cases(self.profile.n_eval)
             report = evals.evaluate(artifact.name, served.answer, where, artifact.fingerprint, temperature=temperature)
-            some = evals.frozen_cases(min(20, self.profile.n_eval))
+            some = where[:max(1, min(20, len(where) // 8))]
             report |= {"weight_bytes": weight_bytes(served.model), "tokens_per_s": served.tokens_per_s,
                        **(clock := served.latency(some)), "p95_ms": clock["ttft_p95_ms"]}
             write_json(folder / "report.json", report)
             return {"n_cases": report["n_cases"]}
 
-        made = self._make("eval", {"temperature": temperature, "n_eval": self.profile.n_eval},
+        return self._make("eval", {"temperature": temperature, "n_eval": self.profile.n_eval},
                           {"checkpoint": artifact, "tokenizer": self.tokenizer()}, make,
                           (gpt, tokenizer, checkpoint, quantise, sampling, engine, evals, verifiers))
-        return read_json(made.file("report.json"))
+
+    def evaluate(self, artifact: Artifact, temperature: float = 1.0) -> dict:
+        """The content of `evaluation`: rates with intervals, slices, every scored row, every answer, the clocks."""
+        return read_json(self.evaluation(artifact, temperature).file("report.json"))
