@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -209,7 +210,7 @@ def load_public(folder: str | Path, device: torch.device | str = "cpu") -> tuple
             hf_tok = AutoTokenizer.from_pretrained(folder, **local)
             hf, report = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"{folder}: transformers cannot load it as a causal language model with a tokenizer "
                          f"({str(error).strip().splitlines()[0]}); for a checkpoint of this library use "
                          "load_checkpoint, else save model and tokenizer there with save_pretrained") from error
@@ -221,8 +222,8 @@ def load_public(folder: str | Path, device: torch.device | str = "cpu") -> tuple
     grow_embeddings(hf, tok.vocab_size)
     hf = hf.to(device).eval()
     if isinstance(hf, LifecycleForCausalLM):
-        hf.model.cfg = hf.config.gpt()  # the vocabulary may have grown
-        return hf.model, tok
+        hf.model.gpt.cfg = hf.config.gpt()  # the vocabulary may have grown
+        return hf.model.gpt, tok
     if not llama_obstacles(hf.config):
         return from_llama(hf), tok
     model = PublicModel(hf)

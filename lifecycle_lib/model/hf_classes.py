@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from lifecycle_lib.model.gpt import GPT, GPTConfig, rope_tables
 
@@ -86,6 +86,7 @@ class LifecycleConfig(PreTrainedConfig):
     """GPTConfig in transformers' clothes."""
 
     model_type = "lifecycle_gpt"
+    auto_map = {}  # no code travels with the weights; TRL reads this name
     attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
                      "max_position_embeddings": "block_size", "intermediate_size": "n_hidden"}
     vocab_size: int = 640
@@ -107,18 +108,16 @@ class LifecycleConfig(PreTrainedConfig):
         return GPTConfig(**{name: getattr(self, name) for name in GPTConfig.__slots__})
 
 
-class LifecycleForCausalLM(PreTrainedModel, GenerationMixin):
-    """A GPT, token shift included, that transformers, peft and TRL can drive."""
+class LifecycleModel(PreTrainedModel):
+    """The GPT without its head, under the names that transformers and TRL call."""
 
     config_class = LifecycleConfig
     base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.wte.weight"}
     _no_split_modules = ["Block"]
 
     def __init__(self, config: LifecycleConfig) -> None:
         super().__init__(config)
-        self.model = GPT(config.gpt())
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.gpt = GPT(config.gpt())
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -127,10 +126,38 @@ class LifecycleForCausalLM(PreTrainedModel, GenerationMixin):
                 buffer.copy_(table)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.wte
+        return self.gpt.wte
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.wte = value
+        self.gpt.wte = value
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+                past_key_values=None, **kwargs) -> BaseModelOutput:
+        """Features (B, T, C). Raises ValueError for a cache and for packed rows (positions that start again)."""
+        if past_key_values is not None:
+            raise ValueError("LifecycleForCausalLM keeps no cache; pass use_cache=False, or decode with model/sampling")
+        if position_ids is not None and position_ids.shape[-1] > 1 and bool((position_ids.diff(dim=-1) < 0).any()):
+            raise ValueError("packed rows (position_ids that start again) are not supported; pad the rows instead")
+        mask = None if attention_mask is None else attention_mask.bool()
+        return BaseModelOutput(last_hidden_state=self.gpt.hidden(input_ids, mask))
+
+
+class LifecycleForCausalLM(PreTrainedModel, GenerationMixin):
+    """A GPT, token shift included, that transformers, peft and TRL can drive."""
+
+    config_class = LifecycleConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.gpt.wte.weight"}
+    _no_split_modules = ["Block"]
+
+    def __init__(self, config: LifecycleConfig) -> None:
+        super().__init__(config)
+        self.model = LifecycleModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: GPT has drawn its weights when it was made, and the head is tied."""
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -143,16 +170,13 @@ class LifecycleForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None,
                 logits_to_keep: int | Tensor = 0, position_ids: Tensor | None = None, past_key_values=None,
                 **kwargs) -> CausalLMOutput:
-        """Logits (B, T, V), or of the last / the given positions, and the mean loss when there are labels.
-
-        Raises ValueError for a cache and for packed rows (positions that start again)."""
-        if past_key_values is not None:
-            raise ValueError("LifecycleForCausalLM keeps no cache; pass use_cache=False, or decode with model/sampling")
-        if position_ids is not None and position_ids.shape[-1] > 1 and bool((position_ids.diff(dim=-1) < 0).any()):
-            raise ValueError("packed rows (position_ids that start again) are not supported; pad the rows instead")
-        h = self.model.hidden(input_ids, None if attention_mask is None else attention_mask.bool())
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(h[:, keep] if not isinstance(keep, slice) or logits_to_keep else h)
+        """Logits (B, T, V), or of the last / the given positions, and the mean loss when there are labels."""
+        h = self.model(input_ids, attention_mask, position_ids, past_key_values).last_hidden_state
+        if isinstance(logits_to_keep, Tensor):
+            h = h[:, logits_to_keep]
+        elif logits_to_keep:
+            h = h[:, -logits_to_keep:]
+        logits = self.lm_head(h)
         loss = None
         if labels is not None:
             count = {k: v for k, v in kwargs.items() if k == "num_items_in_batch"}
@@ -169,5 +193,5 @@ def to_hf(model: GPT) -> LlamaForCausalLM | LifecycleForCausalLM:
     if not model.cfg.token_shift:
         return to_llama(model)
     hf = LifecycleForCausalLM(LifecycleConfig(**model.cfg.as_dict()))
-    hf.model.load_state_dict(model.state_dict())
+    hf.model.gpt.load_state_dict(model.state_dict())
     return hf.to(model.device).eval()
