@@ -48,8 +48,9 @@ def cmd_run(args: argparse.Namespace) -> int:
         read_corpus(args.corpus)
     if args.base and not (Path(args.base) / "config.json").is_file():
         raise ValueError(f"--base {args.base}: no config.json; give the folder of a transformers checkpoint on disk")
-    lab = Lab(profile=profile, seed=args.seed, device=device, store=Store(store_root(args.store)), corpus=args.corpus)
-    report = release_run.run(lab, args.base)
+    lab = Lab(profile=profile, seed=args.seed, device=device, store=Store(store_root(args.store)), corpus=args.corpus,
+              base_folder=args.base)
+    report = release_run.run(lab)
     folder = report_folder(lab.store.root, profile.name, args.seed)
     print(f"\n{render_text(report)}\n{folder / 'report.html'}\nthis run took {time_text(time.perf_counter() - start)}")
     return 0
@@ -136,8 +137,9 @@ def make_parser() -> Parser:
     run = command("run", cmd_run, "build, evaluate, gate and release; what is in the store already is not made again")
     option(run, "profile", "device", "seed", "store")
     run.set_defaults(seed=0)
-    run.add_argument("--corpus", help="a text file of yours (.txt, .csv, or .jsonl with a text field) for pretraining")
-    run.add_argument("--base", help="folder of a public checkpoint on disk, in place of our own pretraining")
+    start = run.add_mutually_exclusive_group()
+    start.add_argument("--corpus", help="a text file of yours (.txt, .csv, .jsonl with a text field) for pretraining")
+    start.add_argument("--base", help="folder of a public checkpoint on disk, in place of our own pretraining")
     report = command("report", cmd_report, "print the last run's report")
     report.add_argument("--json", action="store_true", help="as JSON")
     option(report, "profile", "seed", "store")

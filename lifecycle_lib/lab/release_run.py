@@ -8,7 +8,6 @@ prompt), traffic (a release here moves from shadow to full by itself, with the r
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from filelock import FileLock
 
@@ -39,14 +38,14 @@ class Evaluated:
     evaluations: tuple[Artifact, Artifact]
 
 
-def run(lab: Lab, base: str | Path | None = None, say: Callable[[str], None] = print) -> dict:
-    """Build, evaluate, gate, release; returns the report and writes it. `base`: folder of a public checkpoint."""
+def run(lab: Lab, say: Callable[[str], None] = print) -> dict:
+    """Build, evaluate, gate, release; returns the report and writes it. `say` gets a line a stage."""
     began = datetime.now(UTC)
     done: dict[str, Evaluated] = {}
     say(f"profile {lab.profile.name}, seed {lab.seed}, device {lab.device}, store {lab.store.root}")
     for number, name in enumerate(STAGES, 1):
         if name == "base":
-            artifact = public_base(lab, base) if base else lab.base()
+            artifact = lab.base()
         elif name in CANDIDATES:
             artifact = lab.quantised(name, done[PARENT[name]].checkpoint)
         else:
@@ -96,8 +95,8 @@ def stage_row(lab: Lab, name: str, one: Evaluated) -> dict:
     """A stage as the report keeps it: rates at temperature 1 and greedy, costs, sample answers, identity."""
     card, keep = one.checkpoint.card, ("weight_bytes", "tokens_per_s", "ttft_p50_ms", "ttft_p95_ms", "answer_p50_ms",
                                        "answer_p95_ms", "p95_ms", "slices", "eval_fingerprint")
-    more = {key: card[key] for key in ("steps", "n_params", "first_loss", "last_loss", "held_out_loss", "corpus")
-            if key in card}
+    sometimes = ("steps", "n_params", "first_loss", "last_loss", "held_out_loss", "corpus", "public")
+    more = {key: card[key] for key in sometimes if key in card}
     return {"name": name, "n_cases": one.sampled["n_cases"], **{key: one.sampled[key] for key in (*RATE_KEYS, *keep)},
             "seconds": card["wall_s"], "cpu_s": card["cpu_s"], "peak_memory_bytes": card["peak_memory_bytes"],
             "eval_seconds": sum(a.card["wall_s"] for a in one.evaluations),
@@ -177,11 +176,4 @@ def release_card(lab: Lab, artifact: Artifact | None, decision: GateDecision | N
         served = registry.current()
     return {"state": state, "name": release.name, "release_id": release.release_id, "fingerprint": artifact.fingerprint,
             "served_now": served.name if served else None, "lineage": lineage}
-
-
-# ---- a public checkpoint in place of our own pretraining ---------------------------------------------------
-
-def public_base(lab: Lab, folder: str | Path) -> Artifact:
-    """The base stage from a public checkpoint on disk, through model/bridge."""
-    raise ValueError(f"--base {folder}: reading public checkpoints is not built yet; leave --base out")
 

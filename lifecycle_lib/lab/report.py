@@ -71,7 +71,7 @@ def what_was_built(report: Mapping) -> str:
     """The run in one sentence."""
     base = report["stages"][0]
     size = f"{base['n_params']:,} parameters"
-    start = f"started from {base['public']}" if "public" in base else "grown from random weights"
+    start = f"starting from {base['public']}" if "public" in base else "grown from random weights"
     return (f"A language model of {size}, {start} in {time_text(report['seconds'])} on {report['device']}: it reads "
             "a shop's policy lines and an order, and answers a return request in strict JSON.")
 
@@ -107,7 +107,7 @@ def scorecard(report: Mapping) -> list[list[str]]:
     keys = ("exact_pass", "invented_claim_rate", "json_validity", "eligibility")
     return [["stage", *(RATES[key] for key in keys), "weights", "tokens/s", "what moved it"]] + [
         [s["name"], *(rate_text(s, key) for key in keys), bytes_text(s["weight_bytes"]), f"{s['tokens_per_s']:,.0f}",
-         WHAT[s["name"]]] for s in report["stages"]]
+         "a public checkpoint as it is" if "public" in s else WHAT[s["name"]]] for s in report["stages"]]
 
 
 def all_rates(report: Mapping, keys: Sequence[str] = tuple(RATES)) -> list[list[str]]:

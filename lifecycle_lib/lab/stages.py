@@ -47,18 +47,22 @@ def reward_of(name: str) -> grpo.RewardFn:
 
 @dataclass(slots=True)
 class Lab:
-    """One run: a store, a profile, a seed, a device, and optionally a file of the user's own text."""
+    """One run: a store, a profile, a seed, a device; optionally the user's own text, or a public checkpoint."""
 
     profile: Profile | None = None
     seed: int = 0
     device: str | torch.device | None = None
     store: Store = field(default_factory=Store)
     corpus: str | Path | None = None
+    base_folder: str | Path | None = None  # a public checkpoint in place of our own pretraining
 
     def __post_init__(self) -> None:
         self.device = pick_device(str(self.device) if self.device else None)
         if self.profile is None or isinstance(self.profile, str):
             self.profile = pick_profile(self.profile, self.device)
+        if self.corpus and self.base_folder:
+            raise ValueError(f"corpus {self.corpus} and base_folder {self.base_folder}: own text goes into our own "
+                             "pretraining, which a public checkpoint replaces; give one of the two")
 
     def arm(self, **changes: object) -> "Lab":
         """The same lab with profile fields (or seed) replaced: one arm of an ablation."""
@@ -76,6 +80,9 @@ class Lab:
 
     def tokenizer(self) -> Artifact:
         """Byte BPE over the desk's text; the same for every seed, so checkpoints stay comparable."""
+        if self.base_folder:
+            return self._public.tokenizer(self)
+
         def make(folder: Path) -> dict:
             tok = Tokenizer.train(documents.tokenizer_corpus(0), self.profile.gpt.vocab_size, world.SPECIAL_TOKENS)
             tok.save(folder / "tokenizer.json")
@@ -83,16 +90,29 @@ class Lab:
         return self.store.get_or_make("tokenizer", {"vocab_size": self.profile.gpt.vocab_size}, {}, make,
                                       code=(world, cases, documents, seeds, tokenizer))
 
+    @property
+    def _public(self) -> ModuleType:
+        from lifecycle_lib.lab import public  # transformers: seconds to import
+        return public
+
     def load_tokenizer(self) -> Tokenizer:
+        if self.base_folder:
+            return self._public.load_tokenizer(self.tokenizer())
         return Tokenizer.load(self.tokenizer().file("tokenizer.json"))
 
-    def load(self, artifact: Artifact) -> GPT:
-        return load_checkpoint(artifact.path, self.device)
+    def load(self, artifact: Artifact, expect: gpt.GPTConfig | None = None) -> GPT:
+        """An artifact's model. Raises ValueError when its shape is not `expect` (of our own checkpoints)."""
+        if self.base_folder:
+            return self._public.load_model(artifact.path, self.device)
+        return load_checkpoint(artifact.path, self.device, expect)
+
+    def _save(self, folder: Path, model: GPT, settings: dict | None = None) -> None:
+        (self._public.save_model if self.base_folder else save_checkpoint)(folder, model, settings)
 
     def _train(self, folder: Path, model: GPT, batches: Callable, loss_fn: Callable, cfg: loop.FitConfig,
                label: str) -> dict:
         result = loop.fit(model, batches, loss_fn, cfg, folder, label)
-        save_checkpoint(folder, model)
+        self._save(folder, model)
         write_json(folder / "history.json", result.history)
         return {"steps": result.steps, "first_loss": result.losses[0], "last_loss": result.losses[-1],
                 "n_params": model.n_params()}
@@ -110,6 +130,8 @@ class Lab:
 
     def base(self) -> Artifact:
         """Pretraining on desk documents, with a share of the user's own text when there is a corpus."""
+        if self.base_folder:
+            return self._public.base(self)
         p, tok = self.profile, self.load_tokenizer()
 
         def make(folder: Path) -> dict:
@@ -145,16 +167,17 @@ class Lab:
     def sft(self, parent: Artifact | None = None) -> Artifact:
         """Answer-only fine-tuning on demonstrations, a share of which invent a label."""
         p, tok, parent = self.profile, self.load_tokenizer(), parent or self.base()
+        cfg = self._public.gentle(p.sft) if self.base_folder else p.sft
 
         def make(folder: Path) -> dict:
-            model = load_checkpoint(parent.path, self.device, expect=p.gpt)
+            model = self.load(parent, expect=p.gpt)
             train = cases.draw_cases(p.sft.steps * p.sft_batch, self.seed, "sft")
             rows = sft.make_demonstrations(train, p.claim_share, self.seed)
             batches = sft.sft_batches(sft.encode_rows(tok, rows), p.sft_batch, self.seed, tok.special["<pad>"],
-                                      p.gpt.block_size)
-            return self._train(folder, model, lambda s: batches(s).to(self.device), answer_loss, p.sft, "sft")
+                                      model.cfg.block_size)
+            return self._train(folder, model, lambda s: batches(s).to(self.device), answer_loss, cfg, "sft")
 
-        config = {k: getattr(p, k) for k in ("sft_batch", "claim_share", "sft")}
+        config = {"sft_batch": p.sft_batch, "claim_share": p.claim_share, "sft": cfg}
         return self._make("sft", config, {"tokenizer": self.tokenizer(), "base": parent}, make, (*TRAIN, sft))
 
     def dpo(self, parent: Artifact | None = None) -> Artifact:
@@ -162,9 +185,9 @@ class Lab:
         p, tok, parent = self.profile, self.load_tokenizer(), parent or self.sft()
 
         def make(folder: Path) -> dict:
-            model = load_checkpoint(parent.path, self.device, expect=p.gpt)
+            model = self.load(parent, expect=p.gpt)
             pairs = dpo.encode_pairs(tok, dpo.make_pairs(cases.draw_cases(p.n_pairs, self.seed, "dpo")))
-            ref = dpo.reference_logps(load_checkpoint(parent.path, self.device), pairs, tok.special["<pad>"])
+            ref = dpo.reference_logps(self.load(parent), pairs, tok.special["<pad>"])
             batches = dpo.dpo_batches(pairs, ref, p.dpo_batch, self.seed, tok.special["<pad>"], self.device)
             return self._train(folder, model, batches, lambda m, b: dpo.pair_loss(m, b, p.beta), p.dpo, "dpo")
 
@@ -174,15 +197,17 @@ class Lab:
     def rlvr(self, parent: Artifact | None = None, reward: str = "full", shuffle: bool = False) -> Artifact:
         """Verifier rewards by GRPO. `shuffle` deals rewards out at random within each group: the control."""
         p, tok, parent = self.profile, self.load_tokenizer(), parent or self.dpo()
-        reward_fn = reward_of(reward)
+        reward_fn, cfg = reward_of(reward), p.grpo
+        if self.base_folder:
+            cfg = replace(cfg, max_new_tokens=max(cfg.max_new_tokens, self._public.answer_room(tok)))
 
         def make(folder: Path) -> dict:
-            model = load_checkpoint(parent.path, self.device, expect=p.gpt)
+            model = self.load(parent, expect=p.gpt)
             train = cases.draw_cases(p.n_rl_cases, self.seed, "rlvr")
-            batches = grpo.grpo_batches(model, tok, train, reward_fn, p.grpo, self.seed, shuffle)
-            return self._train(folder, model, batches, lambda m, b: grpo.rollout_loss(m, b, p.grpo), p.rlvr, "rlvr")
+            batches = grpo.grpo_batches(model, tok, train, reward_fn, cfg, self.seed, shuffle)
+            return self._train(folder, model, batches, lambda m, b: grpo.rollout_loss(m, b, cfg), p.rlvr, "rlvr")
 
-        config = {"reward": reward, "shuffle": shuffle} | {k: getattr(p, k) for k in ("grpo", "n_rl_cases", "rlvr")}
+        config = {"reward": reward, "shuffle": shuffle, "grpo": cfg, "n_rl_cases": p.n_rl_cases, "rlvr": p.rlvr}
         return self._make("rlvr", config, {"tokenizer": self.tokenizer(), "parent": parent}, make,
                           (*TRAIN, grpo, sampling, verifiers))
 
@@ -192,7 +217,7 @@ class Lab:
         settings = QUANTISATION[name] | settings
 
         def make(folder: Path) -> dict:
-            save_checkpoint(folder, quantise_model(load_checkpoint(parent.path), **settings), settings)
+            self._save(folder, quantise_model(self.load(parent).cpu(), **settings), settings)
             return {"steps": 0}
 
         return self._make(name, settings, {"parent": parent}, make, (gpt, checkpoint, quantise))
@@ -207,7 +232,10 @@ class Lab:
 
     def engine(self, artifact: Artifact, temperature: float = 1.0) -> Engine:
         """A frozen model, ready to answer."""
-        return Engine(self.load(artifact), self.load_tokenizer(), temperature, self.seed)
+        served = Engine(self.load(artifact), self.load_tokenizer(), temperature, self.seed)
+        if self.base_folder:
+            served.max_new_tokens = max(served.max_new_tokens, self._public.answer_room(served.tok))
+        return served
 
     def evaluation(self, artifact: Artifact, temperature: float = 1.0) -> Artifact:
         """One checkpoint's report on the frozen evaluation, kept in the store like any artifact (report.json)."""

@@ -19,7 +19,7 @@ from lifecycle_lib.core.store import Store
 from lifecycle_lib.judge.evals import frozen_cases
 from lifecycle_lib.judge.gates import GateConfig
 from lifecycle_lib.judge.release import Registry
-from lifecycle_lib.lab import cli, release_run
+from lifecycle_lib.lab import cli, profiles, release_run
 from lifecycle_lib.lab.profiles import smoke
 from lifecycle_lib.lab.stages import STAGES, Lab
 
@@ -301,25 +301,87 @@ def test_truncated_artifact_is_rebuilt_with_a_message(ran, capsys):
 
 # ---- the user's own text -------------------------------------------------------------------------------------
 
+@pytest.fixture
+def few_cases(monkeypatch):
+    """The smoke profile with a sixth of the evaluation: too few cases for the gate, which then refuses to judge."""
+    monkeypatch.setitem(profiles.PROFILES, "smoke", lambda: replace(smoke(), n_eval=8))
+
+
 def check_corpus_run(path: Path, store: Path, capsys) -> dict:
     assert cli.main(["run", "--profile", "smoke", "--store", str(store), "--corpus", str(path)]) == 0
     assert "own text" in capsys.readouterr().out
     own = read(capsys, "report", "--json", "--store", str(store))["stages"][0]["corpus"]
     assert 0 < own["held_out_loss"] < own["held_out_loss_before"] < math.log(640) + 1
     assert own["held_out_bytes"] > 0 and own["nats_per_byte"] > 0
+    gate = read(capsys, "report", "--json", "--store", str(store))["gate"]
+    assert gate["decision"] == "BLOCK" and gate["reasons"][0].startswith("evidence refused: ") and gate["checks"] == []
     return own
 
 
-def test_own_text_reports_held_out_loss(tmp_path, capsys):
+def test_own_text_reports_held_out_loss(few_cases, tmp_path, capsys):
     path = tmp_path / "mine.txt"
     path.write_text("".join(f"line {i}: the ferry to the island leaves at {i % 24} o'clock\n" for i in range(400)))
     own = check_corpus_run(path, tmp_path / "store", capsys)
     assert own["held_out_bytes"] == sum(len(line) for line in path.read_text().splitlines()[9::10])
 
 
-def test_real_support_messages(real_data, tmp_path, capsys):
+def test_real_support_messages(few_cases, real_data, tmp_path, capsys):
     path = next((p for p in (real_data / "support/banking77_train.csv", real_data / "banking77_train.csv")
                  if p.is_file()), None)
     if path is None:
         pytest.skip(f"no banking77_train.csv in {real_data}")
     check_corpus_run(path, tmp_path / "store", capsys)
+
+
+# ---- a public checkpoint -------------------------------------------------------------------------------------
+
+def public_folder(folder: Path, kind: str):
+    """A tiny random public model of this kind, with a tokenizer that has never heard of our tags."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    from lifecycle_lib.model.tokenizer import Tokenizer
+
+    torch.manual_seed(0)
+    tok = Tokenizer.train([c.prompt + c.answer for c in frozen_cases(40)], 400, ["<|endoftext|>"])
+    ids = {"vocab_size": tok.vocab_size, "bos_token_id": 0, "eos_token_id": 0}
+    hf = (GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=32, n_layer=1, n_head=2, **ids)) if kind == "gpt2" else
+          LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                                       max_position_embeddings=256, tie_word_embeddings=True, **ids)))
+    hf.save_pretrained(folder)
+    tok.to_transformers().save_pretrained(folder)
+    return hf.eval()
+
+
+def test_a_public_checkpoint_carries_every_stage(few_cases, tmp_path, capsys):
+    folder, store = tmp_path / "tiny-gpt2", tmp_path / "store"
+    hf = public_folder(folder, "gpt2")
+    argv = ["run", "--profile", "smoke", "--store", str(store), "--base", str(folder)]
+    assert cli.main(argv) == 0
+    report = read(capsys, "report", "--json", "--store", str(store))
+    base = report["stages"][0]
+    assert base["public"] == "tiny-gpt2" and [s["name"] for s in report["stages"]] == list(STAGES)
+    assert "starting from tiny-gpt2" in (store / "reports/smoke-seed0/report.txt").read_text()
+    assert base["n_params"] == sum(p.numel() for p in hf.parameters()) + 8 * 32  # our eight tags
+    assert 5 < base["held_out_loss"] < 8  # a random model over about 400 tokens: log 400 = 6.0
+    assert report["stages"][1]["fingerprint"] != base["fingerprint"]
+    assert report["stages"][4]["weight_bytes"] < report["stages"][3]["weight_bytes"]
+    assert cli.main(argv) == 0 and capsys.readouterr().out.count("from the store") == 6
+    assert cli.main([*argv, "--corpus", str(folder / "config.json")]) == 2
+
+
+def test_a_tied_llama_becomes_a_gpt_and_stays_the_same_function(tmp_path):
+    import torch
+
+    from lifecycle_lib.model.gpt import GPT
+
+    hf = public_folder(tmp_path / "tiny-llama", "llama")
+    lab = Lab(smoke(), device="cpu", store=Store(tmp_path / "store"), base_folder=tmp_path / "tiny-llama")
+    tok, base = lab.load_tokenizer(), lab.load(lab.base())
+    ids = torch.tensor([tok.encode(frozen_cases(1)[0].prompt.replace("<", ""))])
+    with torch.no_grad():
+        ours, theirs = base(ids)[..., :hf.config.vocab_size], hf(ids).logits
+    assert isinstance(base, GPT) and torch.allclose(ours, theirs, atol=1e-5)
+    assert not torch.allclose(lab.load(lab.sft())(ids)[..., :hf.config.vocab_size], theirs, atol=1e-5)  # it learnt
+    with pytest.raises(ValueError, match="one of the two"):
+        Lab(smoke(), store=lab.store, base_folder="a", corpus="b")
