@@ -71,11 +71,13 @@ def test_notes_and_recaps_repeat_the_line_that_covers_the_message(rows):
     assert checked > 500
 
 
-def test_a_ledger_says_only_what_its_book_says(rows):
+def test_a_ledger_says_only_what_its_book_and_its_order_say(rows):
     ledgers = [r["text"].removesuffix("<eos>") for r in rows if r["kind"] == "ledger"]
     for text in ledgers:
-        book, day = text.removeprefix("<bos>").split("<note>")
-        assert set(day.split(", ")) <= set(book.split("<policy>")[1:])
+        top, day = text.removeprefix("<bos>").split("<note>")
+        book, _, order = top.partition("<order>")
+        facts = {*book.split("<policy>")[1:], " ".join(order.split()[2:])}
+        assert set(day.split(", ")) <= facts, text
     assert len(ledgers) > 100
 
 

@@ -35,7 +35,7 @@ def run(model, optimizer: str, folder=None, loss_fn=answer_loss, **more: object)
     return fit(model, lm_batches(STREAM, 4, 12, seed=0), loss_fn, config(optimizer, **more), folder)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_an_interrupted_run_ends_with_the_same_bits(make_model, tmp_path, optimizer):
     whole = make_model(token_shift=True)
     result = run(whole, optimizer)
@@ -89,13 +89,17 @@ def test_the_cosine_is_torchs():
         peer.step()
 
 
-def test_adamw_steps_are_torchs(make_model):
-    """A hand-written loop: zero, backward, clip, AdamW with the schedule's rate."""
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_steps_are_torchs(make_model, optimizer):
+    """A hand-written loop: zero, backward, clip, torch's optimiser with the schedule's rate."""
     ours, theirs = make_model(noise=0.05), make_model(noise=0.05)
-    cfg = config("adamw", steps=4, weight_decay=0.1, clip=0.5, lr=1e-2)
+    cfg = config(optimizer, steps=4, weight_decay=0.1, clip=0.5, lr=1e-2)
     batches = lm_batches(STREAM, 4, 12, seed=0)
     result = fit(ours, batches, answer_loss, cfg)
-    opt = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    if optimizer == "adamw":
+        opt = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    else:
+        opt = torch.optim.SGD(theirs.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.1)
     for step in range(4):
         opt.param_groups[0]["lr"] = 1e-2 * schedule(step, cfg)
         opt.zero_grad()
@@ -168,7 +172,7 @@ def test_missing_weights_behind_the_pointer_are_named(make_model, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"steps": 0}, {"optimizer": "sgd"}, {"lr": 0}, {"lr": math.nan}, {"lr_matrix": -1}, {"clip": math.inf},
+    {"steps": 0}, {"optimizer": "adam"}, {"lr": 0}, {"lr": math.nan}, {"lr_matrix": -1}, {"clip": math.inf},
     {"min_lr_share": 1.5}, {"min_lr_share": -0.1}, {"checkpoint_every": 0}, {"warmup_steps": -1}, {"beta2": 1.0},
     {"weight_decay": -0.1},
 ])
