@@ -20,7 +20,7 @@ from lifecycle_lib.core.stats import Effect, wilson
 
 INK = "#111111"  # in a page it becomes the page's own text colour
 SERIES = (  # colour, marker, line, hatch; the greys of the colours are far apart
-    (INK, "o", "-", ""), ("#d1495b", "s", "--", "////"), ("#2e86ab", "^", "-.", "...."),
+    (INK, "o", "-", ""), ("#d1495b", "s", "--", "////"), ("#69b3e7", "^", "-.", "...."),
     ("#8f8f8f", "D", ":", "xxxx"), ("#5b3f8c", "v", (0, (5, 1, 1, 1, 1, 1)), "----"))
 FONT_PT = 9
 History = Sequence[Mapping[str, float]]
@@ -77,7 +77,7 @@ def scorecard_figure(stages: Sequence[Mapping], *, not_measured: str, width: flo
                     marker=marker, linestyle=line, label=label)
     ax.set(ylim=(-3, 103), ylabel="share of answers (%)", xlabel="stage")
     ax.set_xticks(range(len(stages)), [row["name"] for row in stages])
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    fig.legend(loc="outside upper center", ncols=2)
     n = " or ".join(map(str, sorted({row["n_cases"] for row in stages})))
     return _finish(fig, f"n = {n} frozen cases a stage; bars: 95 % Wilson intervals.", not_measured)
 
@@ -135,7 +135,7 @@ def interval_dots(effects: Mapping[str, Effect], title: str, *, xlabel: str, int
     if smallest is not None:
         ax.axvline(smallest, color="#808080", linewidth=1.2, linestyle="--",
                    label=f"smallest effect worth having: {smallest:g}")
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        fig.legend(loc="outside upper right")
     ax.errorbar(value, list(y), xerr=_whiskers(value, [e.low for e in rows], [e.high for e in rows]), color=INK,
                 marker="o", linestyle="none")
     ax.set_yticks(list(y), list(effects))
@@ -166,7 +166,7 @@ def slice_bars(slices: Mapping[str, Mapping[str, Mapping]], *, not_measured: str
     n = {name: sorted({part[name]["n"] for part in slices.values() if name in part}) for name in names}
     ax.set_xticks(range(len(names)), [f"{name}\nn = {' or '.join(map(str, n[name]))}" for name in names])
     ax.set(ylim=(0, 103), ylabel=ylabel, title=title, xlabel="slice of the evaluation")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(slices)))
+    fig.legend(loc="outside upper right", ncols=min(6, len(slices)))
     return _finish(fig, "n under each slice; bars: 95 % Wilson intervals.", not_measured)
 
 

@@ -72,8 +72,8 @@ def what_was_built(report: Mapping) -> str:
     base = report["stages"][0]
     size = f"{base['n_params']:,} parameters"
     start = f"starting from {base['public']}" if "public" in base else "grown from random weights"
-    return (f"A language model of {size}, {start} in {time_text(report['seconds'])} on {report['device']}: it reads "
-            "a shop's policy lines and an order, and answers a return request in strict JSON.")
+    return (f"A language model of {size}, {start} in {time_text(report['seconds'])} on {report['device'].upper()}: it "
+            "reads a shop's policy lines and an order, and answers a return request in strict JSON.")
 
 
 def verdict_text(report: Mapping) -> tuple[str, str]:
