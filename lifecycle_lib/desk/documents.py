@@ -9,7 +9,17 @@ import random
 
 from lifecycle_lib.core.seeds import rng as make_rng
 from lifecycle_lib.desk.cases import Case, draw_case
-from lifecycle_lib.desk.world import DAYS, POLICY_IDS, PROVENANCE, REASONS, WINDOWS, draw_book, draw_pair, is_eligible
+from lifecycle_lib.desk.world import (
+    DAYS,
+    POLICY_IDS,
+    PROVENANCE,
+    REASONS,
+    WINDOWS,
+    draw_book,
+    draw_order,
+    draw_pair,
+    is_eligible,
+)
 
 SOURCES = {"note": "NOTES", "ledger": "POLICY", "recap": "NOTES", "chat": "CHAT"}
 REPLIES = ("thanks, we will look at the {item} and write back", "sorry about the {item}, one moment please",
@@ -38,11 +48,18 @@ def recap(rng: random.Random, case: Case) -> str:
 
 
 def ledger(rng: random.Random, case: Case) -> str:
-    """A shop's policy book, then what a clerk looked up in it over a day: every answer stands in the book."""
-    reasons = rng.sample(REASONS, rng.randint(2, 4))
-    book = draw_book(rng, reasons, draw_pair(rng, unseen=False)[1], unseen=False)
-    day = rng.choices(book, k=LOOKUPS)
-    return "<bos>" + "".join(f"<policy>{p.line()}" for p in book) + "<note>" + ", ".join(p.line() for p in day)
+    """A shop's policy book, then what a clerk looked up in it over a day: every answer stands in the book.
+
+    Half of them hold one order too, and every lookup quotes its status beside the policy."""
+    days, window = draw_pair(rng, unseen=False)
+    book = draw_book(rng, rng.sample(REASONS, rng.randint(2, 4)), window, unseen=False, days=days)
+    order = draw_order(rng, days) if rng.random() < 0.5 else None
+    if order is None:
+        day = [p.line() for p in rng.choices(book, k=LOOKUPS)]
+    else:
+        day = [f"{p.line()}, {order.status()}" for p in rng.choices(book, k=LOOKUPS // 2)]
+    top = "".join(f"<policy>{p.line()}" for p in book) + (f"<order>{order.line()}" if order else "")
+    return f"<bos>{top}<note>" + ", ".join(day)
 
 
 def chat(rng: random.Random, case: Case) -> str:
@@ -51,7 +68,7 @@ def chat(rng: random.Random, case: Case) -> str:
 
 
 KINDS = {"note": note, "recap": recap, "ledger": ledger, "chat": chat}
-WEIGHTS = {"ledger": 5, "note": 3, "recap": 2, "chat": 1}
+WEIGHTS = {"ledger": 6, "note": 2, "recap": 2, "chat": 1}
 LOOKUPS = 10  # a ledger: the more of a document its own context settles, the sooner a model learns to look back
 
 

@@ -30,7 +30,7 @@ class Profile:
     sft: FitConfig
     n_pairs: int = 640
     dpo_batch: int = 32
-    beta: float = 0.1
+    beta: float = 0.5
     dpo: FitConfig
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     n_rl_cases: int = 4096
@@ -51,7 +51,7 @@ def laptop() -> Profile:
     return Profile(
         name="laptop", gpt=GPTConfig(vocab_size=640, block_size=128, n_layer=3, n_head=4, n_embd=128),
         pretrain=FitConfig(steps=240), sft=FitConfig(steps=360),
-        dpo=FitConfig(steps=40, optimizer="adamw", lr=3e-5, beta2=0.999, warmup_steps=5),
+        dpo=FitConfig(steps=40, optimizer="sgd", lr=1e-3, warmup_steps=5),
         rlvr=FitConfig(steps=30, optimizer="adamw", lr=3e-4, beta2=0.999, warmup_steps=3, checkpoint_every=10))
 
 
@@ -61,7 +61,7 @@ def smoke() -> Profile:
         name="smoke", gpt=GPTConfig(vocab_size=640, block_size=128, n_layer=1, n_head=2, n_embd=32),
         n_documents=200, pretrain_batch=8, pretrain=FitConfig(steps=4, warmup_steps=1), sft_batch=8,
         sft=FitConfig(steps=4, warmup_steps=1), n_pairs=16, dpo_batch=8,
-        dpo=FitConfig(steps=2, optimizer="adamw", lr=3e-5, warmup_steps=1),
+        dpo=FitConfig(steps=2, optimizer="sgd", lr=1e-3, warmup_steps=1),
         grpo=GRPOConfig(n_prompts=4, group_size=4), n_rl_cases=16,
         rlvr=FitConfig(steps=2, optimizer="adamw", lr=3e-4, warmup_steps=1, checkpoint_every=1),
         n_eval=48, gate=GateConfig(min_cases=40))
@@ -73,7 +73,7 @@ def gpu() -> Profile:
         name="gpu", gpt=GPTConfig(vocab_size=640, block_size=128, n_layer=6, n_head=6, n_embd=384),
         n_documents=60000, pretrain_batch=256, pretrain=FitConfig(steps=600, bf16=True),
         sft_batch=256, sft=FitConfig(steps=800, bf16=True), n_pairs=2560, dpo_batch=64,
-        dpo=FitConfig(steps=40, optimizer="adamw", lr=1e-5, beta2=0.999, warmup_steps=5),
+        dpo=FitConfig(steps=40, optimizer="sgd", lr=1e-3, warmup_steps=5),
         grpo=GRPOConfig(n_prompts=128, group_size=8), n_rl_cases=16384,
         rlvr=FitConfig(steps=60, optimizer="adamw", lr=1e-4, beta2=0.999, warmup_steps=5))
 

@@ -1,7 +1,8 @@
 """The one training loop: pretraining, SFT, DPO and verifier rewards all call `fit`.
 
 Muon (Jordan et al. 2024; torch.optim.Muon) for the weight matrices, AdamW (Loshchilov & Hutter 2019) for
-embeddings, norms and vectors; or AdamW for everything. Linear warm-up, cosine decay, gradient clipping.
+embeddings, norms and vectors; or AdamW for everything; or SGD with momentum, for preference pairs (see train/dpo.py).
+Linear warm-up, cosine decay, gradient clipping.
 `batches(step)` and `loss_fn(model, batch)` are pure in `step`, so a run stopped at any moment resumes from its
 last checkpoint and ends with the same weights.
 
@@ -28,7 +29,7 @@ LossFn = Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """How to train. `lr` drives AdamW; `lr_matrix` drives Muon and is ignored by optimizer "adamw"."""
+    """How to train. `lr` drives AdamW or SGD; `lr_matrix` drives Muon and is ignored by the other two."""
 
     steps: int
     lr: float = 3e-3
@@ -45,8 +46,8 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1")
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"optimizer={self.optimizer!r} is unknown; use 'muon' or 'adamw'")
+        if self.optimizer not in ("muon", "adamw", "sgd"):
+            raise ValueError(f"optimizer={self.optimizer!r} is unknown; use 'muon', 'adamw' or 'sgd'")
         for name in ("lr", "lr_matrix", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
@@ -83,7 +84,7 @@ def schedule(step: int, cfg: FitConfig) -> float:
 
 
 def make_optimizers(model: nn.Module, cfg: FitConfig) -> list[torch.optim.Optimizer]:
-    """Muon over the hidden matrices and AdamW over the rest, or AdamW over all trainable parameters."""
+    """Muon over the hidden matrices and AdamW over the rest, or AdamW or SGD over all trainable parameters."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("the model has no trainable parameter; set requires_grad on those to train")
@@ -94,7 +95,9 @@ def make_optimizers(model: nn.Module, cfg: FitConfig) -> list[torch.optim.Optimi
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=cfg.lr_matrix, weight_decay=cfg.weight_decay))
-    if rest:
+    if rest and cfg.optimizer == "sgd":
+        optimizers.append(torch.optim.SGD(rest, lr=cfg.lr, momentum=0.9, weight_decay=cfg.weight_decay))
+    elif rest:
         optimizers.append(torch.optim.AdamW(rest, lr=cfg.lr, betas=(0.9, cfg.beta2), weight_decay=cfg.weight_decay))
     for opt in optimizers:
         for group in opt.param_groups:
