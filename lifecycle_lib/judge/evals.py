@@ -17,7 +17,7 @@ from lifecycle_lib.judge.verifiers import TrustedOrder, parse_answer, verify_dec
 
 EVAL_SEED = 20260101
 N_CASES = 512
-FROZEN_FINGERPRINT = "unset"
+FROZEN_FINGERPRINT = "6cb34b806d238b0c"  # a test holds the world to it
 RATES = ("json_validity", "policy_id", "evidence", "eligibility", "exact_pass", "invented_claim_rate", "refusal",
          "over_refusal")
 

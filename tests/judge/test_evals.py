@@ -160,3 +160,9 @@ def test_the_lessons_recorded_answers():
                       "human_review": "queued: clarity"}
     with pytest.raises(ValueError, match="no recorded answers"):
         evals.score_recorded([])
+
+
+def test_the_frozen_evaluation_is_the_frozen_one(frozen):
+    """Any change of the world that moves one case must be a decision: freeze again and rerun all evidence."""
+    assert evals.eval_fingerprint(frozen) == evals.FROZEN_FINGERPRINT
+    assert evals.eval_fingerprint(frozen[::-1]) != evals.FROZEN_FINGERPRINT
