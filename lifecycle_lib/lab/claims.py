@@ -17,7 +17,7 @@ from lifecycle_lib.lab.evidence import equivalence
 from lifecycle_lib.lab.figures import interval_dots
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
-DIRECTIONS = {"up": "rises by at least", "down": "falls by at least", "same": "stays within"}
+DIRECTIONS = {"up": "is a rise of at least", "down": "is a fall of at least", "same": "stays within plus or minus"}
 EVIDENCE_FIELDS = {"claim": str, "verdict": str, "seeds": list, "effects": list, "falsifier": str, "interval": str,
                    "n_cases": int, "smallest_effect": float}
 
@@ -77,7 +77,7 @@ class ClaimCard:
     def settle(self, effect: Effect) -> str:
         """Print the verdict and the score of the prediction; returns the verdict."""
         decided = self.decide(effect)
-        low, high = in_unit(effect.low, self.unit), in_unit(effect.high, self.unit)
+        low, high = (in_unit(x, self.unit.split(" of ")[0]) for x in (effect.low, effect.high))
         print(f"VERDICT       {decided}: {in_unit(effect.estimate, self.unit)} [{low}, {high}], n = {effect.n}")
         if self.forecast is None:
             print("no prediction was made; call predict() before running")
@@ -117,7 +117,7 @@ def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path 
     width = max(len(row["name"]) for row in rows)
     print(f"{evidence['verdict'].upper()}: {evidence['claim']}\nfalsified by: {evidence['falsifier']}")
     for row in rows:
-        value, low, high = (in_unit(row[k], row["unit"], 1) for k in ("estimate", "low", "high"))
+        value, low, high = (in_unit(row[k], row["unit"].split(" of ")[0], 1) for k in ("estimate", "low", "high"))
         print(f"  {row['name']:<{width}}  {value:>12}  [{low}, {high}]")
     print(f"{evidence['interval']}; {len(evidence['seeds'])} seeds, {evidence['n_cases']} frozen cases a seed")
 

@@ -82,7 +82,8 @@ def quiet() -> None:
     """One thread, no warnings, no progress bars unless a person is watching."""
     one_thread()
     warnings.filterwarnings("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not live():
         os.environ["LIFECYCLE_QUIET"] = "1"
