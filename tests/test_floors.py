@@ -101,11 +101,23 @@ def cycle(library: Path) -> list[str]:
     return []
 
 
+def code_lines(path: Path) -> int:
+    """Lines of code: blank lines, comments and docstrings do not count. Explaining more must never cost anything."""
+    source = path.read_text(encoding="utf-8")
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return sum(1 for number, line in enumerate(source.splitlines(), 1)
+               if line.strip() and not line.lstrip().startswith("#") and number not in prose)
+
+
 def size_violations(library: Path) -> list[str]:
-    """Files over 400 lines, and a library that is not under 6,000."""
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sorted(library.rglob("*.py"))}
+    """Files over 400 lines in all, and a library that is not under 6,000 lines of code."""
+    paths = sorted(library.rglob("*.py"))
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     found = [f"{path.name}: {count} lines" for path, count in lines.items() if count > MAX_FILE_LINES]
-    total = sum(lines.values())
+    total = sum(map(code_lines, paths))
     return found + ([f"library: {total} lines"] if total >= MAX_LIBRARY_LINES else [])
 
 
