@@ -57,7 +57,7 @@ class ClaimCard:
     def show(self) -> None:
         """Print the card."""
         size = in_unit(self.smallest, self.unit, 0 if 100 * self.smallest == round(100 * self.smallest) else 1)
-        print(f"CLAIM         {self.claim}\nit holds if    the effect {DIRECTIONS[self.direction]} {size}\n"
+        print(f"CLAIM         {self.claim}\nit holds if   the effect {DIRECTIONS[self.direction]} {size}\n"
               f"falsified by  {self.falsifier}\nscope         {self.scope}\nnot measured  {self.not_measured}")
 
     def predict(self, estimate: float, confidence: float) -> None:
