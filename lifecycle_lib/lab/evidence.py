@@ -1,8 +1,9 @@
 """Multi-seed evidence: an experiment per claim, run over seeds, written to data/results/NAME.json.
 
 A design measures a dict of numbers per seed (all arms of one seed share the base and the eval items). The runner
-puts seeds in parallel processes, keeps each seed's row in the store (so it resumes), and writes paired effects with
-95 % t intervals over seeds and the verdict. The files are never written by hand.
+puts seeds in parallel processes and writes paired effects with 95 % t intervals over seeds (Wilson intervals for
+shares of seeds) and the verdict. Stages and evaluations come from the store, so a stopped run goes on where it was.
+The files are never written by hand.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from statistics import mean
 from lifecycle_lib.core.progress import bar
 from lifecycle_lib.core.records import read_json, write_json
 from lifecycle_lib.core.seeds import one_thread
-from lifecycle_lib.core.stats import Effect, paired_effect, pass_at_k, verdict
+from lifecycle_lib.core.stats import Effect, paired_effect, pass_at_k, verdict, wilson
 from lifecycle_lib.core.store import Artifact, Store
 from lifecycle_lib.judge import evals
 from lifecycle_lib.judge.gates import decide
@@ -105,6 +106,7 @@ class Design:
     rows: tuple[str, ...]
     falsifier: str
     smallest: float
+    arms: tuple[str, ...] = ()  # verifiers, each asked by itself: was it cheated?
     effects: tuple[tuple[str, str, str | None, str], ...]
 
 
@@ -153,7 +155,8 @@ DESIGNS: dict[str, Design] = {
                  ("sft: exact pass", "sft.exact_pass", None, "share"),
                  ("rlvr: exact pass", "rlvr.exact_pass", None, "share"))),
     "weak_verifier": Design(
-        measure=weak_verifier, notebook="12", rows=("S1-28", "S1-29", "S1-34"), smallest=0.10,
+        measure=weak_verifier, notebook="12", arms=("shape_only", "eligible_true_only", "length"),
+        rows=("S1-28", "S1-29", "S1-34"), smallest=0.10,
         claim="a verifier that checks shape and policy id only is cheated: its reward rises while exact pass falls",
         falsifier="exact pass under the weak verifier falls by less than 10 points, or its own reward does not rise",
         effects=(("exact pass lost to shape_only, sft - arm", "sft.exact_pass", "shape_only.exact_pass", "share"),
@@ -185,12 +188,28 @@ def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
     """(effects as rows, verdict). A design that claims equivalence (quantisation) is decided by its margin."""
     effects, first = [], None
     for name, treatment, control, unit in design.effects:
-        effect = paired_effect([r[treatment] for r in rows], [r[control] if control else 0.0 for r in rows])
+        values = [r[treatment] for r in rows]
+        if unit == "share of seeds":
+            effect = Effect(mean(values), *wilson(round(sum(values)), len(values)), len(values))
+        else:
+            effect = paired_effect(values, [r[control] if control else 0.0 for r in rows])
         effects.append(effect.as_dict(name, unit))
         first = first or effect
     assert first is not None
     return effects, equivalence(first, design.smallest) if design.measure is quantisation else \
         verdict(first, design.smallest)
+
+
+def cheated(arm: str, rows: Sequence[Row]) -> dict:
+    """Was this verifier cheated? Supported when its own reward rose and exact pass fell by 10 points or more, both at
+    98.3 % intervals (Bonferroni over the three weak verifiers); refuted when neither can have happened."""
+    confidence = 1 - 0.05 / 3
+    gain = paired_effect([r[f"{arm}.proxy_after"] for r in rows], [r[f"{arm}.proxy_before"] for r in rows], confidence)
+    loss = paired_effect([r["sft.exact_pass"] for r in rows], [r[f"{arm}.exact_pass"] for r in rows], confidence)
+    both = {verdict(gain, 0.1), verdict(loss, 0.1)}
+    return {"verdict": both.pop() if len(both) == 1 else "refuted" if "refuted" in both else "inconclusive",
+            "own reward gained": [gain.estimate, gain.low, gain.high],
+            "exact pass lost": [loss.estimate, loss.low, loss.high]}
 
 
 def equivalence(effect: Effect, margin: float) -> str:
@@ -234,6 +253,7 @@ def run(name: str, seeds: Sequence[int], out: Path, profile: str = "laptop", roo
                 "seeds": list(seeds), "effects": effects, "verdict": decided, "falsifier": design.falsifier,
                 "smallest_effect": design.smallest, "interval": "95 % paired t over seeds", "profile": profile,
                 "n_cases": PROFILES[profile]().n_eval, "per_seed": [{"seed": r["seed"], **r["row"]} for r in results],
+                "arms": {arm: cheated(arm, [r["row"] for r in results]) for arm in design.arms},
                 "run_cards": sorted({c for r in results for c in r["cards"]}), "device": results[0]["device"],
                 "seconds": round(sum(r["seconds"] for r in results), 1),
                 "wall_s": round(time.perf_counter() - start, 1)}
