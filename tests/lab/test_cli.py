@@ -177,8 +177,8 @@ def test_candidates_are_tried_from_the_smallest():
 
 @pytest.mark.parametrize(("flags", "words"), [
     ({"exact": True}, "right"), ({"claim": True}, "wrong: invents a side effect"),
-    ({"valid": False}, "wrong: not the agreed JSON"), ({"policy_id_ok": False}, "wrong: wrong policy"),
-    ({"evidence_ok": False}, "wrong: wrong evidence"), ({"eligible_ok": False}, "wrong: wrong decision"),
+    ({"valid": False}, "wrong: not the agreed JSON"), ({"policy_id_ok": False}, "wrong: policy"),
+    ({"evidence_ok": False}, "wrong: evidence"), ({"eligible_ok": False}, "wrong: decision"),
     ({}, "wrong: not as agreed to the character")])
 def test_verdicts_in_words(flags, words):
     good = dict.fromkeys(("valid", "policy_id_ok", "evidence_ok", "eligible_ok"), True)

@@ -15,6 +15,7 @@ from lifecycle_lib.lab.report import (
     bytes_text,
     find_report,
     rate_text,
+    reasons_text,
     render_html,
     render_text,
     time_text,
@@ -70,7 +71,7 @@ def fake_report(decision: str = "SHIP", answer: str = HOSTILE) -> dict:
 class Reader(html.parser.HTMLParser):
     """Collects tags, what they load, and the text that is shown."""
 
-    void = {"meta", "br", "path", "use", "rect", "img", "link"}
+    void = {"meta", "br", "wbr", "path", "use", "rect", "img", "link"}
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ def test_page_stands_alone_and_is_well_formed():
 def test_text_of_the_model_is_escaped():
     page = render_html(fake_report())
     assert "<script>" not in page and "&lt;script&gt;" in page
-    assert HOSTILE in " ".join(Reader(page).words)  # escaped once: a reader sees what the model wrote
+    assert HOSTILE in "".join(Reader(page).words)  # escaped once: a reader sees what the model wrote
     # the check above catches a page that does not escape
     with pytest.raises(AssertionError):
         broken = page.replace("&lt;script&gt;", "<script>")
@@ -145,6 +146,8 @@ def test_verdict_warns_when_the_gate_lets_claims_pass():
     wrong = copy.deepcopy(report)
     wrong["gate"]["must_block"] |= {"decision": "SHIP", "reasons": []}
     assert verdict_text(wrong)[1].startswith("Warning")
+    several = {"reasons": ["invented claims", "slice regression: plain", "latency", "slice regression: boundary"]}
+    assert reasons_text(several) == "invented claims, latency, slice regression (plain, boundary)"
 
 
 def test_find_report_names_the_command(tmp_path):
