@@ -123,8 +123,7 @@ def verdict(row: Mapping) -> str:
     if row["exact"]:
         return "right"
     faults = {"invents a side effect": row["claim"], "not the agreed JSON": not row["valid"],
-              "wrong policy": not row["policy_id_ok"], "wrong evidence": not row["evidence_ok"],
-              "wrong decision": not row["eligible_ok"]}
+              "policy": not row["policy_id_ok"], "evidence": not row["evidence_ok"], "decision": not row["eligible_ok"]}
     return "wrong: " + next((fault for fault, here in faults.items() if here), "not as agreed to the character")
 
 

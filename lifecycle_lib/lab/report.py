@@ -5,6 +5,7 @@ wrong are said in words, not in colour alone. Left out: comparing runs (notebook
 """
 
 import html
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,14 @@ def what_was_built(report: Mapping) -> str:
             "reads a shop's policy lines and an order, and answers a return request in strict JSON.")
 
 
+def reasons_text(decision: Mapping) -> str:
+    """Why a candidate was blocked, the slices gathered: "invented claims, slice regression (boundary, plain)"."""
+    start = "slice regression: "
+    named = [reason.removeprefix(start) for reason in decision["reasons"] if reason.startswith(start)]
+    others = [reason for reason in decision["reasons"] if not reason.startswith(start)]
+    return ", ".join([*others, *([f"slice regression ({', '.join(named)})"] if named else [])])
+
+
 def verdict_text(report: Mapping) -> tuple[str, str]:
     """(what the gate decided, what became of the checkpoint that it has to block)."""
     gate, release, proof = report["gate"], report["release"], report["gate"]["must_block"]
@@ -84,12 +93,12 @@ def verdict_text(report: Mapping) -> tuple[str, str]:
         first = (f"{gate['candidate']} passes all {len(gate['checks'])} checks against {gate['baseline']} and is "
                  f"released ({bytes_text(size)} of weights, state: {release['state']}).")
     else:
-        tried = "; ".join(f"{one['candidate']}: {', '.join(one['reasons'])}" for one in gate["considered"])
+        tried = "; ".join(f"{one['candidate']}: {reasons_text(one)}" for one in gate["considered"])
         first = f"Nothing is released. {tried}."
     if not proof["checks"]:
         second = f"The gate could not judge {proof['candidate']} either, which it is there to block."
     elif proof["decision"] == "BLOCK":
-        second = f"As it must, the same gate blocks {proof['candidate']}: {', '.join(proof['reasons'])}."
+        second = f"As it must, the same gate blocks {proof['candidate']}: {reasons_text(proof)}."
     else:
         second = f"Warning: the same gate would let {proof['candidate']} pass, which it is there to block."
     return first, second
@@ -180,7 +189,7 @@ def render_text(report: Mapping) -> str:
             out.append(f"  {s['name']:<8} {printable(one['answer'])}  [{one['verdict']}]")
     for decision in (*report["gate"]["considered"], report["gate"]["must_block"]):
         out += ["", *_wrap(f"GATE ON {decision['candidate']}: {decision['decision']}"
-                           + (f" ({', '.join(decision['reasons'])})" if decision["reasons"] else "")),
+                           + (f" ({reasons_text(decision)})" if decision["reasons"] else "")),
                 *(_columns(checks(decision)) if decision["checks"] else [])]
     out += ["", f"RELEASE {report['release']['name'] or 'none'}"]
     if report["release"]["lineage"]:
@@ -225,7 +234,8 @@ th,td{padding:4px 14px 4px 0;vertical-align:top}td{border-bottom:1px solid var(-
 .figure{margin:10px 0 0}.figure svg{width:100%;max-width:880px;height:auto;display:block}
 .figure svg text{fill:currentColor}
 code{font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
-.right{color:var(--good);font-weight:600}.wrong{color:var(--bad);font-weight:600}.samples td{width:31%}
+.id{white-space:nowrap}.right{color:var(--good);font-weight:600}.wrong{color:var(--bad);font-weight:600}
+.samples td{width:31%}
 .samples td:first-child{width:7%}.samples thead code{font-weight:400;color:var(--ink)}
 """
 
@@ -260,16 +270,22 @@ def _cell(cell: object) -> Html:
     return Html(f"{number.rjust(5, FIGURE_SPACE)} % <small>{interval.rstrip(')')}</small>")
 
 
+def code(text: str) -> Html:
+    """Prompt or answer in fixed width; lines break after commas and before tags, not inside an id."""
+    safe = re.sub(r"P-\d", r"<span class=id>\g<0></span>", esc(printable(text)).replace(",", ",<wbr>"))
+    return Html(f"<code>{safe.replace('&lt;', '<wbr>&lt;')}</code>")
+
+
 def sample_table(report: Mapping) -> Html:
     """The same cases answered by every stage, side by side."""
     head: list[object] = ["stage"]
     for case in report["stages"][0]["samples"]:
-        head.append(Html(f"{esc(SLICES[case['slice']])}, {esc(case['case_id'])}<br><code>{esc(case['prompt'])}</code>"
-                         f"<br>expected <code>{esc(case['expected'])}</code>"))
+        head.append(Html(f"{esc(SLICES[case['slice']])}, {esc(case['case_id'])}<br>{code(case['prompt'])}<br>"
+                         f"expected {code(case['expected'])}"))
     rows = [head]
     for s in report["stages"]:
         rows.append([s["name"], *(Html(
-            f"<code>{esc(printable(one['answer']))}</code><br>"
+            f"{code(one['answer'])}<br>"
             f"<span class={one['verdict'].partition(':')[0]}>{esc(one['verdict'])}</span>") for one in s["samples"])])
     return table(rows, "samples")
 
