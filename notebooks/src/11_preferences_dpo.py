@@ -1,0 +1,1304 @@
+# ---
+# jupyter:
+#   lifecycle:
+#     rows: [S1-18, S1-19, S1-20, S1-21, S1-22, S1-23, S1-24, S1-77, S0-29, S4-31, S4-32, S4-36, S3-6.35]
+# ---
+# %% [markdown]
+# # Can a vote take back a promise?
+#
+# After SFT our assistant reads the policy, decides, and in nearly a third of its answers adds
+# `"label_created":true`. No label was made. The JSON is valid and the decision is right, so nothing that SFT can see is
+# wrong. Somebody has to say: of these two answers, that one.
+#
+# After this notebook you can:
+#
+# - write a preference record, and say why its reason is not optional;
+# - derive the DPO loss from Bradley and Terry's vote model, and hold it against TRL;
+# - remove a habit in 40 steps, and see what else moved: the chosen answer, the format, the rest of the sentence;
+# - explain why the same pairs break the format under Adam and not under SGD, and test the explanation;
+# - recognise a swapped pair, a moving reference and a mean in place of a sum from their loss curves.
+#
+# **Needs** the SFT checkpoint of `07_sft_the_interface`. **Makes** nothing new: the first run below *is* the stage
+# `lab.dpo()`. About 80 CPU seconds from a warm store, six minutes more from an empty one; peak memory about 1 GiB.
+
+# %% tags=["parameters"]
+profile = "laptop"
+seed = 0
+device = ""
+n_probe = 64
+n_pools = 20
+
+# %%
+from lifecycle_lib.lab.notebook import ROOT, start
+
+lab = start("11", profile, seed, device)
+
+# %% [markdown]
+# ## Two valid answers
+#
+# Order A10234 again: damaged mug, 12 days, confirmed, P-7 covers 30 days. Ask the SFT checkpoint forty times at
+# temperature 1.
+
+# %%
+from collections import Counter
+
+from lifecycle_lib.desk.cases import golden_case, with_label_claim
+from lifecycle_lib.judge.verifiers import parse_answer
+
+golden, sft = golden_case(), lab.sft()
+
+# %%
+texts = lab.engine(sft, 1.0).texts([golden.prompt], 40)
+for text, times in Counter(texts).most_common(3):
+    print(f"{times:2} of 40  valid JSON: {parse_answer(text).valid!s:5} {text}")
+
+# %% [markdown]
+# Which one is better? The loss that trained this model has no opinion. It saw one target a prompt and made that target
+# likely; where targets disagreed (30 % of them claimed a label, on purpose) it learnt the odds. Look at the fork, the
+# token where the two answers part.
+
+# %%
+import torch
+
+from lifecycle_lib.train.dpo import encode_pairs, make_pairs
+from lifecycle_lib.train.logprobs import pad_rows, sum_logps
+
+tok, sft_model = lab.load_tokenizer(), lab.load(sft)
+
+# %%
+pad, eos = tok.special["<pad>"], tok.special["<eos>"]
+[(prompt_ids, plain_ids, claim_ids)] = encode_pairs(tok, make_pairs([golden]))
+fork = next(i for i, (a, b) in enumerate(zip(plain_ids, claim_ids)) if a != b)
+print("shared:  ", tok.decode(plain_ids[:fork]))
+print("plain:   ", [tok.decode([i]) for i in plain_ids[fork:]])
+print("claiming:", [tok.decode([i]) for i in claim_ids[fork:]])
+
+# %%
+with torch.no_grad():
+    plain, claim = sum_logps(sft_model, pad_rows([prompt_ids] * 2, [plain_ids, claim_ids], pad))
+odds = float((claim - plain).exp())
+print(f"SFT ranks them {odds / (1 + odds):.0%} claim to {1 / (1 + odds):.0%} plain; its demonstrations were "
+      f"{lab.profile.claim_share:.0%} to {1 - lab.profile.claim_share:.0%}")
+
+# %% [markdown]
+# That is all SFT can know about two valid answers: how often each was shown. To rank them you need a second signal.
+# Cast your vote (the default lets this run on its own), and say why.
+
+# %%
+from lifecycle_lib.train.dpo import make_pair
+
+your_vote, your_reason = "plain", "no label exists: an invented side effect"
+both = {"plain": golden.answer, "claiming": with_label_claim(golden.answer)}
+loser = next(name for name in both if name != your_vote)
+record = make_pair(golden.prompt, both[your_vote], both[loser], your_reason)
+
+# %%
+print({key: value[-44:] for key, value in record.items()})
+
+# %% [markdown]
+# The lesson's own pair: chosen cites P-7, rejected says a label is already made. The reason is required. In half a year
+# somebody will ask what these votes meant, and a vote without a reason teaches taste by accident.
+
+# %%
+print(make_pair("A10234", "P-7 covers it", "a label was made", "invented_side_effect"))
+try:
+    make_pair("A10234", "P-7 covers it", "a label was made", "")
+except ValueError as error:
+    print("refused:", error)
+
+# %% [markdown]
+# The pairs file of the lab holds two kinds. The *hard* ones do not promise anything: both answers cite a policy, and
+# the rejected one cites the wrong line. Reading is strict; a damaged row is refused by file and line.
+
+# %%
+import json
+import tempfile
+from pathlib import Path
+
+from lifecycle_lib.train.dpo import read_pairs
+
+rows = read_pairs(ROOT / "data" / "preference_pairs.jsonl")
+
+# %%
+print(Counter(row["reason"] for row in rows))
+hard = next(row for row in rows if row["reason"] == "wrong_policy")
+print("hard pair:", hard["prompt"][5:70], "...\n  chosen  ", hard["chosen"], "\n  rejected", hard["rejected"])
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder, "pairs.jsonl")
+    path.write_text("\n".join(json.dumps(row) for row in [*rows[:2], hard | {"rejected": hard["chosen"]}]))
+    try:
+        read_pairs(path)
+    except ValueError as error:
+        print("refused:", str(error).replace(folder, "")[1:90])
+
+# %% [markdown]
+# ## Which signal for which task?
+#
+# Two families. **Votes**: a person prefers one of two answers; right when nobody can write the rule down. **Checks**:
+# code pays 1 or 0; right when somebody can. Eight tasks; a colleague's choices are filled in. Where do you disagree?
+
+# %%
+your_choice = {"JSON matches the schema": "check", "tone of a refusal": "vote", "decision equals the rule": "vote",
+               "cites the line it used": "check", "which of two right answers helps more": "vote",
+               "claims no side effect": "vote", "says 'I am not sure' when it should": "vote",
+               "patient with an angry customer": "vote"}
+
+# %%
+right = {"JSON matches the schema": "check", "tone of a refusal": "vote", "decision equals the rule": "check",
+         "cites the line it used": "check", "which of two right answers helps more": "vote",
+         "claims no side effect": "check or vote", "says 'I am not sure' when it should": "check",
+         "patient with an angry customer": "vote"}
+
+# %%
+for task, choice in your_choice.items():
+    print(f"{task:38} you: {choice:6} {'ok' if choice in right[task] else f'better: {right[task]}'}")
+print(sum(choice in right[task] for task, choice in your_choice.items()), "of 8")
+
+# %% [markdown]
+# Two of these deserve a word. *Not sure when it should*: calibration is a frequency, so code can count it; voters
+# reward confidence. *Claims no side effect* can be checked by code as long as you can list the side effects. Here we
+# use votes for it, and see below what the votes did not say.
+#
+# ## Bradley and Terry by hand
+#
+# Give every answer a strength $u$. The chance that $a$ beats $b$ in a vote is $\sigma(u_a - u_b)$ (1952). Three votes
+# to one for $a$: the most likely difference is $\ln 3$. Check it before a computer does: $\sigma(\ln 3) = 3/(3+1)$.
+
+# %%
+import math
+
+import numpy as np
+
+
+def strengths(wins, steps=30, ridge=1e-6):
+    """Bradley-Terry strengths from wins[a, b] = votes for a over b, by Newton's method, mean 0."""
+    u = np.zeros(len(wins))
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(u[None] - u[:, None]))  # p[a, b]: chance that a beats b
+        games = wins + wins.T
+        gradient = (wins - games * p).sum(1) - ridge * u
+        weight = games * p * (1 - p)
+        u = u + np.linalg.solve(np.diag(weight.sum(1)) - weight + ridge * np.eye(len(u)), gradient)
+    return u - u.mean()
+
+
+# %%
+u = strengths(np.array([[0.0, 3.0], [1.0, 0.0]]))
+assert abs((u[0] - u[1]) - math.log(3)) < 1e-5
+print(f"strengths {u[0]:+.3f} and {u[1]:+.3f}, difference {u[0] - u[1]:.3f} = ln 3 = {math.log(3):.3f}")
+
+# %% [markdown]
+# A reward model is exactly this, with a network in place of the table $u$. The classic road then runs reinforcement
+# learning against it, with a leash: reward minus $\beta$ times the divergence from the reference. That problem has a
+# known optimum, $\pi(y) \propto \mathrm{ref}(y)\, e^{u(y)/\beta}$. Turn it around: $u(y) = \beta \log
+# \pi(y)/\mathrm{ref}(y)$ plus a constant that cancels in any vote. So a policy *is* a reward model, and the vote
+# likelihood can be written in the policy alone. That is all of DPO (Rafailov et al. 2023).
+#
+# ## The algorithm
+
+# %% tags=["algorithm"]
+import torch.nn.functional as F
+
+
+def answer_logp(model, prompt, answer):
+    """Sum of log p(token) over the answer's tokens, the prompt given."""
+    ids = torch.tensor([prompt + answer])
+    logp = model(ids[:, :-1]).log_softmax(-1)  # position t predicts token t + 1
+    picked = logp[0].gather(-1, ids[0, 1:, None])[:, 0]
+    return picked[len(prompt) - 1 :].sum()  # a sum: an answer's probability is a product
+
+
+def dpo_by_hand(policy, reference, pairs, beta):
+    """-log sigmoid(beta * [(log pi - log ref)(chosen) - (log pi - log ref)(rejected)]), mean over pairs."""
+    losses = []
+    for prompt, chosen, rejected in pairs:
+        with torch.no_grad():  # the reference never learns
+            ref_chosen = answer_logp(reference, prompt, chosen)
+            ref_rejected = answer_logp(reference, prompt, rejected)
+        reward_chosen = beta * (answer_logp(policy, prompt, chosen) - ref_chosen)
+        reward_rejected = beta * (answer_logp(policy, prompt, rejected) - ref_rejected)
+        losses.append(-F.logsigmoid(reward_chosen - reward_rejected))
+    return torch.stack(losses).mean()
+
+
+# %% [markdown]
+# At the first step the policy is the reference. Both rewards are 0, the margin is 0, and the loss is $\ln 2 = 0.693$
+# **whatever the data say**. Remember that number: a whole class of bugs is recognised by it.
+
+# %%
+from lifecycle_lib.desk.cases import draw_cases
+
+beta = lab.profile.beta
+four = encode_pairs(tok, make_pairs(draw_cases(4, lab.seed, "by hand")))
+at_start = dpo_by_hand(sft_model, lab.load(sft), four, beta)
+assert abs(at_start.item() - math.log(2)) < 1e-5
+
+# %%
+print(f"first loss {at_start.item():.4f}, ln 2 = {math.log(2):.4f}")
+
+# %% [markdown]
+# Against the library's version, away from the start: noise on the policy's weights, then value and gradient. The
+# library batches, shares each prompt between the two answers, and computes the reference once; the numbers must agree.
+
+# %%
+from lifecycle_lib.core.seeds import make_generator
+from lifecycle_lib.train import dpo
+
+moved, noise = lab.load(sft), make_generator(lab.seed, "noise")
+
+# %%
+with torch.no_grad():
+    for p in moved.parameters():
+        p += 0.01 * torch.randn(p.shape, generator=noise)
+by_hand = dpo_by_hand(moved, sft_model, four, beta)
+ref_four = dpo.reference_logps(sft_model, four, pad)
+batch = dpo.PairBatch(dpo.pair_rows(four, pad), ref_four.T.reshape(-1))
+
+# %%
+library, metrics = dpo.pair_loss(moved, batch, beta)
+
+# %%
+ours, theirs = (torch.autograd.grad(loss, list(moved.parameters())) for loss in (by_hand, library))
+worst = max(float((a - b).abs().max()) for a, b in zip(ours, theirs))
+largest = max(float(g.abs().max()) for g in ours)
+assert abs(by_hand.item() - library.item()) < 1e-5 and worst < 1e-5 * max(1.0, largest)
+print(f"loss away from ln 2: {abs(by_hand.item() - math.log(2)) > 1e-3}; same value to 1e-5: True; "
+      f"same gradient of {len(ours)} tensors to 1e-5: True")
+
+# %% [markdown]
+# TRL's trainer, the independent judge, comes at the end on the exported checkpoint.
+#
+# ## Predict
+#
+# 640 pairs about the label, 40 steps of 32, SGD. Commit to an effect before you run.
+
+# %%
+from lifecycle_lib.lab.claims import ClaimCard
+
+card = ClaimCard(
+    claim="DPO on pairs that differ in the invented label alone removes the habit at temperature 1",
+    direction="down", smallest=0.15, unit="share",
+    falsifier="the claim rate falls by less than 15 points, or JSON validity falls by more than 2",
+    scope=f"SFT checkpoint of seed {lab.seed}, {lab.profile.n_pairs} pairs, {lab.profile.n_eval} frozen cases",
+    not_measured="other habits, other seeds (recorded below), what a customer thinks of the answer")
+
+# %%
+card.show()
+card.predict(estimate=-0.20, confidence=0.9)
+
+# %% [markdown]
+# And a second forecast: does the log-probability of the *chosen* answer rise?
+
+# %%
+chosen_rises = True  # your guess
+
+# %% [markdown]
+# ## The run
+#
+# `train` takes a fresh copy of the SFT checkpoint every time; arms differ in what is written in the call and in nothing
+# else. `watch` looks at the model every few steps, on pairs that are never trained on: we shall want the log-odds of
+# the last six tokens of the rejected answer.
+
+# %%
+fork_of = lambda c, r: next(i for i, (a, b) in enumerate(zip(c, r)) if a != b)  # noqa: E731
+probe = encode_pairs(tok, make_pairs(draw_cases(n_probe, lab.seed, "dpo probe")))
+forks = [fork_of(c, r) for _, c, r in probe]
+watched, every = probe[:16], 4
+
+# %%
+def tail_odds(model):
+    """log p/(1-p) of the tokens from the fork on, in the rejected answers of `watched`. (16, 6)"""
+    rows = pad_rows([p for p, _, _ in watched], [r for _, _, r in watched], pad)
+    logits, target = model(rows.ids[:, :-1]), rows.ids[:, 1:, None]
+    others = logits.scatter(-1, target, -math.inf).logsumexp(-1)
+    odds = logits.gather(-1, target)[..., 0] - others
+    return torch.stack([x[keep][f:] for x, keep, f in zip(odds, rows.mask[:, 1:], forks)])
+
+
+# %%
+from dataclasses import replace
+
+from lifecycle_lib.train.loop import fit
+
+encoded = encode_pairs(tok, make_pairs(draw_cases(lab.profile.n_pairs, lab.seed, "dpo")))
+ref = dpo.reference_logps(sft_model, encoded, pad)
+
+# %%
+def train(pairs=encoded, ref=ref, beta=beta, loss=dpo.pair_loss, watch=None, **changes):
+    """(model, history) of DPO from the SFT checkpoint; `changes` are fields of the profile's FitConfig."""
+    model = lab.load(sft)
+    draw = dpo.dpo_batches(pairs, ref, lab.profile.dpo_batch, lab.seed, pad, lab.device)
+
+    def batches(step):
+        if watch and step % every == 0:
+            with torch.no_grad():
+                watch(model)
+        return draw(step)
+
+    result = fit(model, batches, lambda m, b: loss(m, b, beta), replace(lab.profile.dpo, **changes))
+    return model, result.history
+
+
+# %%
+from lifecycle_lib.model.checkpoint import weights_hash
+
+sgd_trace = []
+sgd_model, sgd_history = train(watch=lambda m: sgd_trace.append(tail_odds(m)))
+print("this is the stored stage, bit for bit:", weights_hash(sgd_model) == weights_hash(lab.load(lab.dpo())))
+
+# %%
+print(f"loss {sgd_history[0]['loss']:.3f} at step 0; pairs ranked right at the last step: "
+      f"{sgd_history[-1]['accuracy']:.0%}")
+
+# %%
+from lifecycle_lib.judge.evals import evaluate, frozen_cases
+from lifecycle_lib.serve.engine import Engine
+
+cases = frozen_cases(lab.profile.n_eval)
+
+# %%
+def scored(model, n=None):
+    """The frozen evaluation at temperature 1, same random numbers for every arm."""
+    return evaluate("arm", Engine(model, tok, 1.0, lab.seed).answer, cases[:n])
+
+
+# %%
+def show(name, report):
+    cells = (f"{100 * report[k]:4.0f} %" for k in ("invented_claim_rate", "json_validity", "exact_pass"))
+    print(f"{name:28} claims {' valid '.join([next(cells), next(cells)])}  exact {next(cells)}")
+
+
+# %%
+before, after = lab.evaluate(sft), scored(sgd_model)
+show("sft", before)
+show("dpo, SGD", after)
+
+# %%
+from lifecycle_lib.core.stats import paired_effect
+
+
+def change(field, new, old=before):
+    """new - old per frozen case, with its interval over cases (one training run)."""
+    return paired_effect(*([float(row[field]) for row in report["cases"]] for report in (new, old)))
+
+
+# %%
+_ = card.settle(change("claim", after))
+for field in ("valid", "exact", "eligible_ok"):
+    e = change(field, after)
+    print(f"{field:12} {100 * e.estimate:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}], "
+          f"{e.n} paired cases, 95 % t over cases, 1 run")
+
+# %% [markdown]
+# Exact pass rises by about what the claims fall: the answers were right but for their last field. Nothing else was
+# learnt, and eligibility should say so. Now the two curves. Each is the mean change of a sum log-probability against
+# the reference, so both start at 0.
+
+# %%
+import matplotlib.pyplot as plt
+
+from lifecycle_lib.lab.figures import SERIES, style
+
+
+def drift(histories):
+    """One panel an arm: how far chosen and rejected answers have moved from the reference."""
+    style()
+    fig, axes = plt.subplots(1, len(histories), figsize=(1.6 + 2.5 * len(histories), 3.3), squeeze=False)
+    for ax, (name, (history, its_beta)) in zip(axes[0], histories.items()):
+        for key, (colour, marker, dash, _) in zip(("chosen", "rejected"), SERIES):
+            y = [row[f"{key}_reward"] / its_beta for row in history]
+            ax.plot(range(len(y)), y, dash, color=colour, marker=marker, markevery=max(1, len(y) // 6), label=key)
+        ax.axhline(0, color="#808080", linewidth=0.8)
+        ax.set(title=name, xlabel="training step")
+    axes[0][0].set_ylabel("change of sum log-probability (nats)")
+    axes[0][0].legend()
+    fig.supxlabel(f"Mean over {lab.profile.dpo_batch} training pairs a step, 1 run each; no interval.\n"
+                  "Not measured here: other seeds, unseen kinds of pairs.", x=0.01, ha="left", fontsize=9,
+                  color="#606060")
+    plt.show()
+
+
+# %%
+drift({"SGD, rate 0.001": (sgd_history, beta)})
+end = {key: sum(row[f"{key}_reward"] for row in sgd_history[-5:]) / 5 / beta for key in ("chosen", "rejected")}
+print(f"last 5 steps: chosen {end['chosen']:+.1f} nats, rejected {end['rejected']:+.1f}; your guess that chosen rises: "
+      f"{'right' if chosen_rises == (end['chosen'] > 0) else 'wrong'}")
+
+# %% [markdown]
+# How to read it. The loss asks for a *gap*. It can come from the chosen answer rising, from the rejected one falling,
+# or from both falling at different speeds; the loss cannot tell these apart. The chosen answer can gain little here
+# (it could take over the quarter that the claim held), while the rejected one can fall for ever. When chosen falls too,
+# that is **likelihood displacement** (Razin et al. 2024): the probability goes to a third answer that nobody voted on.
+# Hold that thought.
+#
+# ## The same pairs, another optimiser
+#
+# Every tutorial trains DPO with Adam. One word changes: the optimiser, at rate 0.0001. Same pairs, steps, $\beta$.
+
+# %%
+tail = [tok.decode([i]) for i in claim_ids[fork:]]
+adam_trace = []
+adam = {"optimizer": "adamw", "lr": 1e-4}
+adam_model, adam_history = train(watch=lambda m: adam_trace.append(tail_odds(m)), **adam)
+adam_report = scored(adam_model)
+show("dpo, SGD", after)
+
+# %%
+show("dpo, Adam", adam_report)
+print(f"pairs ranked right at the last step: SGD {sgd_history[-1]['accuracy']:.0%}, "
+      f"Adam {adam_history[-1]['accuracy']:.0%}")
+
+# %% [markdown]
+# Fewer claims than SGD, the pairs ranked as well, and some broken JSON. A bug in the format, to be mended downstream?
+# Read the broken answers before you decide.
+
+# %%
+broken = [text for text, row in zip(adam_report["answers"], adam_report["cases"]) if not row["valid"]]
+print(f"{len(broken)} of {len(cases)} answers are not valid JSON; the commonest endings:")
+for ending, times in Counter(text[-24:] for text in broken).most_common(3):
+    print(f"  {times:3}  ...{ending}<eos>")
+
+# %%
+for name, report in (("SGD", after), ("Adam", adam_report)):
+    said = sum("label_created" in text for text in report["answers"])
+    print(f"{name:5} claims the evaluation counted: {sum(row['claim'] for row in report['cases'])}; "
+          f"answers that say label_created: {said}")
+
+# %% [markdown]
+# The habit is not gone. The model makes its claim and stops without the closing brace; the parser sees no JSON, so it
+# sees no claim. The best number in the table came from the worst answers. The vote was honoured to the letter: the
+# rejected answer has become very unlikely, because it can no longer be *finished*.
+#
+# Follow every token of the rejected answer, on pairs that no arm has seen.
+
+# %%
+from lifecycle_lib.train.logprobs import token_logps
+
+
+def rejected_tokens(model):
+    """Log-probabilities of rejected answers: mean a token before the fork, then each of the last six. (n, 7)"""
+    rows = pad_rows([p for p, _, _ in probe], [r for _, _, r in probe], pad)
+    with torch.no_grad():
+        logp = token_logps(model, rows)
+    each = [row[keep] for row, keep in zip(logp, rows.mask[:, 1:])]
+    return torch.stack([torch.cat((x[:f].mean()[None], x[f:])) for x, f in zip(each, forks)])
+
+
+# %%
+start_logp = rejected_tokens(sft_model)
+delta = {name: rejected_tokens(m) - start_logp for name, m in (("SGD", sgd_model), ("Adam", adam_model))}
+print(f"{'token':16} {'p at start':>10} {'SGD':>8} {'Adam':>8}   change in nats, mean of {n_probe} unseen pairs")
+for i, name in enumerate(["(before fork)", *tail]):
+    print(f"{name:16} {start_logp[:, i].exp().mean():10.2f} "
+          + " ".join(f"{round(float(d[:, i].mean()), 1) + 0.0:8.1f}" for d in delta.values()))
+
+# %%
+style()
+fig, ax = plt.subplots(figsize=(7.2, 3.7))
+for k, ((name, d), (colour, _, _, hatch)) in enumerate(zip(delta.items(), SERIES)):
+    bars = 1.96 * d.std(0) / len(d) ** 0.5
+    ax.bar([i - 0.2 + 0.4 * k for i in range(7)], d.mean(0), 0.38, yerr=bars, facecolor="white", edgecolor=colour,
+           hatch=hatch or None, linewidth=1.4, label=name, error_kw={"ecolor": colour})
+ax.axhline(0, color="#111111", linewidth=0.8)
+ax.set_xticks(range(7), ["before\nthe fork", *tail])
+ax.set(ylabel="change of log-probability (nats)", xlabel="token of the rejected answer", title="Where the fall went")
+ax.legend(loc="lower left")
+fig.supxlabel(f"n = {n_probe} unseen pairs, 1 run each; bars: 95 % normal intervals over pairs.\nNot measured here: "
+              "other seeds, other optimiser settings.", x=0.01, ha="left", fontsize=9, color="#606060")
+plt.show()
+
+# %%
+on_the_fork = {name: float(d[:, 1].mean() / d[:, 1:].mean(0).sum()) for name, d in delta.items()}
+print("share of the fall that sits on the fork token:", {k: f"{100 * v:.0f} %" for k, v in on_the_fork.items()})
+
+# %% [markdown]
+# The vote was about one token, `,"`: go on, or close. SGD put the fall there. Adam found a cheaper place: the brace at
+# the end. Both make the sum small, and the sum is all the loss can see. The fork itself, measured where a good answer
+# should close:
+
+# %%
+from lifecycle_lib.model.sampling import left_pad
+
+ids, mask = left_pad([p + c[:f] for (p, c, _), f in zip(probe, forks)], pad)
+named = {"}": plain_ids[fork], ',"': claim_ids[fork], "<eos>": eos}
+
+# %%
+for name, model in (("sft", sft_model), ("SGD", sgd_model), ("Adam", adam_model)):
+    with torch.no_grad():
+        p = model(ids, mask)[:, -1].softmax(-1).mean(0)
+    shares = {label: float(p[i]) for label, i in named.items()}
+    print(f"{name:5}", "  ".join(f"p({label}) {100 * x:3.0f} %" for label, x in shares.items()),
+          f" rest {100 * (1 - sum(shares.values())):3.0f} %")
+
+# %% [markdown]
+# ## How a certain token dies
+#
+# A token near $p=1$ hides its losses: the log-odds can drop from 10 to 5 and $p$ still rounds to 1. So plot log-odds
+# instead, through both runs (recorded every few steps while they trained).
+
+# %%
+def traces(by_arm, shown=(0, 1, 2, 4, 5)):
+    """Log-odds of the rejected answer's tail tokens through training, one panel an arm."""
+    style()
+    fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.6), sharey=True)
+    for ax, (name, trace) in zip(axes, by_arm.items()):
+        for i, (colour, marker, dash, _) in zip(shown, SERIES):
+            y = [float(odds[:, i].mean()) for odds in trace]
+            ax.plot([every * k for k in range(len(y))], y, linestyle=dash, color=colour, marker=marker, label=tail[i])
+        ax.axhline(0, color="#808080", linewidth=0.8)
+        ax.set(title=name, xlabel="training step")
+    axes[0].set_ylabel("log-odds (0 is even)")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    fig.supxlabel(f"Mean of {len(watched)} unseen pairs, 1 run each; no interval; the token true is left out.\n"
+                  "Not measured here: other seeds.", x=0.01, ha="left", fontsize=9, color="#606060")
+    plt.show()
+
+
+# %%
+traces({"SGD, rate 0.001": sgd_trace, "Adam, rate 0.0001": adam_trace})
+for name, trace in (("SGD", sgd_trace), ("Adam", adam_trace)):
+    print(f"{name:5} log-odds of the rejected answer's closing brace:",
+          " ".join(f"{float(odds[:, 4].mean()):+.0f}" for odds in trace))
+
+# %% [markdown]
+# The softmax gradient of a token has size $1-p$. While the brace is certain it has no gradient to speak of, and SGD,
+# whose step *is* the gradient, leaves it alone. Adam divides each parameter's step by that parameter's own gradient
+# size, so small gradients walk as fast as big ones, and everything near the target drifts. Once the brace has drifted
+# off 1, it has a gradient, and the loss takes the gift: a runaway.
+#
+# The drift can be seen in a single step, before any training. To first order, how far does each token move for every
+# nat of log-odds taken from the fork?
+
+# %%
+def flat_gradient(value, model):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()), retain_graph=True)])
+
+
+# %%
+ref_watched = dpo.reference_logps(sft_model, watched, pad).T.reshape(-1)
+probe_batch = dpo.PairBatch(dpo.pair_rows(watched, pad), ref_watched)
+fresh = lab.load(sft).train()
+uphill = -flat_gradient(dpo.pair_loss(fresh, probe_batch, beta)[0], fresh)
+step_of = {"SGD": uphill, "Adam": uphill / (uphill.abs() + 1e-8)}
+per_token = [flat_gradient(column.mean(), fresh) for column in tail_odds(fresh).T]
+
+# %%
+print(f"{'rejected token':16}" + "".join(f"{name:>8}" for name in step_of) + "   log-odds moved per nat off the fork")
+moved = {name: [float(g @ u / (per_token[0] @ u).abs()) for g in per_token] for name, u in step_of.items()}
+for i, token in enumerate(tail):
+    print(f"{token:16}" + "".join(f"{moved[name][i]:8.2f}" for name in step_of))
+
+# %% [markdown]
+# SGD moves the fork, and the brace *up* (a good answer also closes with one). Adam moves nearly all of them.
+#
+# A mechanism is a story until you take the suspected cause away. My suspect was the tail: if the loss never sees the
+# tokens after the fork, there is nothing to harvest, and the format should survive Adam. Same pairs, same steps, the
+# rejected answer counted only **up to the fork**. I was fairly sure.
+
+# %%
+tail_card = ClaimCard(
+    claim="counting the rejected answer only up to the fork mends the format under Adam", direction="up",
+    smallest=0.05, unit="share", falsifier="validity does not come back by 5 points",
+    scope=f"seed {lab.seed}, {len(cases)} frozen cases, temperature 1",
+    not_measured="other seeds, Adam at other rates, longer runs")
+tail_card.show()
+
+# %%
+tail_card.predict(estimate=0.06, confidence=0.8)
+
+# %%
+cut = [(p, c, r[: fork_of(c, r) + 1]) for p, c, r in encoded]
+cut_trace = []
+cut_ref = dpo.reference_logps(sft_model, cut, pad)
+cut_model, _ = train(cut, cut_ref, watch=lambda m: cut_trace.append(tail_odds(m)), **adam)
+cut_report = scored(cut_model)
+_ = tail_card.settle(change("valid", cut_report, adam_report))
+
+# %%
+for name, report in (("SGD", after), ("Adam", adam_report), ("Adam, up to the fork", cut_report)):
+    show(name, report)
+    bad = [text for text, row in zip(report["answers"], report["cases"]) if not row["valid"]]
+    unfinished = sum(text.endswith('"label_created":true') for text in bad)
+    print(f"{'':6} broken {len(bad)}: claims never closed {unfinished}, `true` twice "
+          f"{sum('truetrue' in text for text in bad)}")
+
+# %%
+print("log-odds of the closing brace, up to the fork:", " ".join(f"{float(o[:, 4].mean()):+.0f}" for o in cut_trace))
+
+# %% [markdown]
+# Refuted, and instructive. The unfinished claims are gone: *that* damage came through the tail. Other damage took its
+# place, on tokens that no pair mentions. And look at the last line: the brace drifts down even where the loss never
+# sees it. So drift is Adam's, and in the first run the loss harvested it. The tail decided **which** tokens broke, not
+# **that** tokens break. SGD took more off the fork than either Adam run and broke nothing.
+#
+# That is why the library trains this stage with SGD.
+#
+# ## The hidden contract: $\beta$ and the rate
+#
+# SGD is no charm. A small grid of short runs, then one run of full length at a rate thirty times too high.
+
+# %%
+short_run = {"steps": min(10, lab.profile.dpo.steps)}
+n_short = min(128, len(cases))
+grid = {}
+
+# %%
+for its_beta in (0.1, 0.5):
+    for lr in (1e-3, 1e-2):
+        model, history = train(beta=its_beta, lr=lr, **short_run)
+        grid[its_beta, lr] = scored(model, n_short), history
+wild_model, wild_history = train(beta=0.5, lr=3e-2)
+wild_report = scored(wild_model)
+
+# %%
+from lifecycle_lib.core.stats import wilson
+
+
+def span(report, key):
+    low, high = wilson(round(report[key] * report["n_cases"]), report["n_cases"])
+    return f"{100 * report[key]:3.0f} % ({100 * low:.0f}-{100 * high:.0f})"
+
+
+# %%
+print(f"{'beta':>4} {'rate':>6} {'steps':>5} {'n':>4} {'claims':>15} {'valid JSON':>17} {'first gradient':>15}")
+for (its_beta, lr), (report, history) in (grid | {(0.5, 0.03): (wild_report, wild_history)}).items():
+    print(f"{its_beta:4} {lr:6} {len(history):5} {report['n_cases']:4} {span(report, 'invented_claim_rate'):>15} "
+          f"{span(report, 'json_validity'):>17} {history[0]['grad_norm']:10.1f} norm")
+print("95 % Wilson intervals over cases, 1 run a row")
+
+# %% [markdown]
+# Two readings. $\beta$ does nothing here, and the last column says why: at the start it only scales the gradient, and
+# both scales are clipped to norm 1. And the last row: no claims, most answers better than ever. Where are the broken
+# ones?
+
+# %%
+for name, report in (("SGD 0.001", after), ("SGD 0.03", wild_report)):
+    right_in = (f"{name_} {100 * part['exact_pass']:.0f} % of {part['n']}" for name_, part in report["slices"].items())
+    print(f"{name:10} right by slice:", "  ".join(right_in))
+refused = next(i for i, c in enumerate(cases) if c.policy is None)
+print("expected:", cases[refused].answer)
+print("got:     ", wild_report["answers"][refused])
+
+# %%
+kinds = {"decides": [], "refuses": []}
+for i, c in enumerate(draw_cases(n_probe, lab.seed, "dpo probe")):
+    kinds["decides" if c.policy else "refuses"].append(i)
+rows_ = pad_rows([p for p, _, _ in probe], [c for _, c, _ in probe], pad)
+with torch.no_grad():
+    lifted = sum_logps(wild_model, rows_) - sum_logps(sft_model, rows_)
+
+# %%
+for kind, which in kinds.items():
+    print(f"chosen answer {kind}: {float(lifted[which].mean()):+6.1f} nats against the reference (n = {len(which)})")
+
+# %% [markdown]
+# In a refusal the fields are `null`, and after `null` comes `,"`: the very token that every vote pushed down. The votes
+# said *not this token, after a value*; nobody said where to stop generalising. Chosen falls together with rejected, in
+# the one slice that no average shows. Likelihood displacement has an address.
+
+# %%
+arms = {"SGD 0.001": sgd_history, "Adam 0.0001": adam_history, "SGD 0.03": wild_history}
+drift({name: (history, beta) for name, history in arms.items()})
+for name, history in arms.items():
+    ends = (f"{k} {np.mean([row[f'{k}_reward'] for row in history[-5:]]) / beta:+6.1f}" for k in ("chosen", "rejected"))
+    print(f"{name:12} mean of the last 5 steps, nats:", ", ".join(ends))
+
+# %% [markdown]
+# Look at the vertical axes. One contract, four parts: reference, $\beta$, rate, steps. Loss and ranking accuracy show
+# none of this, the log-probabilities show some of it, and the frozen evaluation by slice shows the rest.
+#
+# ## Break it on purpose
+#
+# Three bugs that everybody writes once. Ten steps each; guess from the loss which is which.
+
+# %%
+def moving_reference(model, batch, beta):
+    """Bug: the reference is read from the policy itself."""
+    chosen, rejected = dpo.sum_logps(model, batch.rows).chunk(2)
+    return dpo.dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta)
+
+
+# %%
+def mean_logps(model, batch, beta):
+    """Bug: means over tokens in place of sums."""
+    n = batch.rows.mask[:, 1:].sum(1)
+    (c, r), (rc, rr) = (dpo.sum_logps(model, batch.rows) / n).chunk(2), (batch.ref_logp / n).chunk(2)
+    return dpo.dpo_loss(c, r, rc, rr, beta)
+
+
+# %%
+swapped = [(p, r, c) for p, c, r in encoded]
+bugs = {"chosen, rejected swapped": train(swapped, ref.flip(1), **short_run),
+        "reference = policy": train(loss=moving_reference, **short_run),
+        "mean, not sum": train(loss=mean_logps, **short_run)}
+runs = {"as it should be": grid[0.5, 1e-3]}
+runs |= {name: (scored(model, n_short), history) for name, (model, history) in bugs.items()}
+
+# %%
+print(f"{'':26} {'first loss':>10} {'last loss':>10} {'claims':>8}")
+for name, (report, history) in runs.items():
+    claims = report["invented_claim_rate"]
+    print(f"{name:26} {history[0]['loss']:10.3f} {history[-1]['loss']:10.3f} {100 * claims:6.0f} %")
+print(f"{'(before: sft)':26} {'':10} {'':10} {100 * before['invented_claim_rate']:6.0f} %")
+
+# %% [markdown]
+# | what you see | what it is | what catches it |
+# |---|---|---|
+# | about 0.693 and flat, yet the policy moves | the reference is the policy itself | hash of the reference |
+# | a healthy falling loss, and *more* claims | chosen and rejected swapped | a check on the pairs: chosen must pass |
+# | 0.69 falling by thousandths | mean in place of sum: $\beta$ over the length | margins, times length |
+# | loss near 0, rejected in free fall, one slice at 0 | rate too high | frozen evaluation by slice |
+# | no claims counted, JSON breaks | claims begun and never closed | read the broken answers |
+#
+# The second row is the nasty one: no training metric knows which answer you meant. So check the pairs, by code, before
+# training.
+
+# %%
+def audit_pairs(pairs):
+    """Pairs whose chosen answer claims something, or whose rejected one does not."""
+    text = lambda ids: tok.decode(ids[:-1])  # noqa: E731
+    return [i for i, (_, c, r) in enumerate(pairs)
+            if parse_answer(text(c)).claims or not parse_answer(text(r)).claims]
+
+
+# %%
+assert audit_pairs(encoded) == [] and len(audit_pairs(swapped)) == len(swapped)
+print(f"{len(audit_pairs(encoded))} of {len(encoded)} pairs are the wrong way round; "
+      f"after the swap {len(audit_pairs(swapped))}, so training would not start")
+
+# %% [markdown]
+# And the flat line is flat in value only. The gradient at margin 0 is not 0, so a policy that is its own reference is
+# pushed at full strength for ever, with nothing to hold it. *Flat loss* and *nothing happens* are different statements.
+
+# %%
+history = bugs["reference = policy"][1]
+low, high = min(row["loss"] for row in history), max(row["loss"] for row in history)
+print(f"loss from {low:.3f} to {high:.3f}; gradient norm above 0 in every step: "
+      f"{all(row['grad_norm'] > 1e-6 for row in history)}")
+
+# %% [markdown]
+# ## Vote and predicate, side by side
+#
+# Any two outputs can be judged twice. The vote bar is **relative**: the chance that this policy's implicit reward
+# prefers A over B, nothing about either alone. The grid is **absolute**: each answer against each clause. In JupyterLab
+# you can pick the two answers.
+
+# %%
+from lifecycle_lib.judge.verifiers import CLAUSES, case_clauses
+
+wrong_line = golden.answer.replace("damaged P-7 30d", "unwanted P-3 14d").replace('"P-7"', '"P-3"')
+outputs = {"right": golden.answer, "claims a label": with_label_claim(golden.answer), "wrong policy": wrong_line,
+           "wrong decision": golden.answer.replace("true", "false"), "prose": "Yes, P-7 covers it."}
+
+# %%
+def reward(model, prompt, text):
+    """Implicit reward of an answer text: beta * (log pi - log ref)."""
+    rows = pad_rows([tok.encode(prompt)], [tok.encode(text, allow_special=False) + [eos]], pad)
+    with torch.no_grad():
+        return beta * float(sum_logps(model, rows) - sum_logps(sft_model, rows))
+
+
+# %%
+def face_off(a, b):
+    """Vote bar over predicate grid for two outputs, and the same in words."""
+    better = reward(sgd_model, golden.prompt, outputs[a]) - reward(sgd_model, golden.prompt, outputs[b])
+    win = 1 / (1 + math.exp(-better))
+    grid = [[case_clauses(outputs[x], golden)[c] for c in CLAUSES] for x in (a, b)]
+    style()
+    fig, (bar, cells) = plt.subplots(2, 1, figsize=(7.0, 3.6), height_ratios=(1, 2.2))
+    bar.barh([0], [100 * win], color="#111111", height=0.5)
+    bar.barh([0], [100 - 100 * win], left=[100 * win], facecolor="white", edgecolor="#111111", hatch="////", height=0.5)
+    bar.set(yticks=[], xlim=(0, 100), xlabel=f"chance that A ({a}) beats B ({b}), percent")
+    cells.imshow(grid, cmap="Greys_r", vmin=-0.6, vmax=1.2, aspect="auto")
+    for y, row in enumerate(grid):
+        for x, held in enumerate(row):
+            cells.text(x, y, "holds" if held else "FAILS", ha="center", va="center", color="k" if held else "w")
+    cells.set_xticks(range(len(CLAUSES)), [c.replace("_", "\n", 1) for c in CLAUSES])
+    cells.set_yticks([0, 1], [f"A {a}", f"B {b}"])
+    cells.grid(False)
+    fig.supxlabel("1 pair, 1 run, no interval. Not measured here: people's votes.", x=0.01, ha="left", fontsize=9,
+                  color="#606060")
+    plt.show()
+    print(f"A = {a}, B = {b}: A wins {100 * win:.0f} %; clauses that fail:",
+          *(f"{x}: {[c for c, held in zip(CLAUSES, row) if not held] or 'none'};" for x, row in zip("AB", grid)))
+
+
+# %%
+from lifecycle_lib.lab.notebook import live
+
+if live():
+    from ipywidgets import interact
+
+    interact(face_off, a=list(outputs), b=list(outputs)[::-1])
+else:
+    face_off("wrong decision", "claims a label")
+
+# %% [markdown]
+# There is the conflict. A wrong decision without a claim against a right decision with one: the grid fails both, the
+# vote has a clear favourite. It was never asked about decisions. It was only ever asked about labels.
+#
+# ## Specification or vote
+#
+# The same rule, *invent no side effect*, can be written (a schema that allows no other field) or voted on (our pairs).
+# Where do they part? Take side effects that no pair mentions, and see how far the votes moved them.
+
+# %%
+variants = {"label_created: true (voted on)": ',"label_created":true}',
+            "label_created: false": ',"label_created":false}', "refund_issued: true": ',"refund_issued":true}',
+            "note: a label is on its way": ',"note":"a label is on its way"}'}
+
+# %%
+def log_odds(model, ending):
+    """log p(answer with this ending) - log p(plain answer), one number a probe pair."""
+    endings = [c[:f] + tok.encode(ending, allow_special=False) + [eos] for (_, c, _), f in zip(probe, forks)]
+    rows = pad_rows([p for p, _, _ in probe] * 2, endings + [c for _, c, _ in probe], pad)
+    with torch.no_grad():
+        long, short = sum_logps(model, rows).chunk(2)
+    return long - short
+
+
+# %%
+from lifecycle_lib.judge.verifiers import full_verifier
+
+print(f"{'ending':32} {'log-odds before':>15} {'change by the votes':>28}   the specification")
+
+# %%
+for name, ending in variants.items():
+    old, new = log_odds(sft_model, ending), log_odds(sgd_model, ending)
+    e = paired_effect(new.tolist(), old.tolist())
+    spec = "allows" if full_verifier(golden.answer[:-1] + ending, golden) else "forbids"
+    print(f"{name:32} {float(old.mean()):15.1f} {e.estimate:+12.1f} [{e.low:+.1f}, {e.high:+.1f}] nats   {spec}")
+
+# %% [markdown]
+# The specification forbids all four, by one line that names none of them. The votes carried over as far as the variants
+# share the fork token, and how much of that is policy and how much is luck, nobody wrote down. Where a vote is silent
+# the model guesses. (A vote still beats a specification that you cannot write: tone, patience, which of two right
+# answers helps.)
+#
+# ## Where is the change recorded?
+#
+# A week later somebody asks what changed. Look where one would look.
+
+# %%
+settings = {name: (model.cfg.as_dict(), tok.vocab_size, lab.engine(sft, 1.0).max_new_tokens)
+            for name, model in (("sft", sft_model), ("dpo", sgd_model))}
+changed = sum(a != b for a, b in zip(before["answers"], after["answers"]))
+old, new = sft_model.state_dict(), sgd_model.state_dict()
+print("configuration diff, sft to dpo:", "empty" if settings["sft"] == settings["dpo"] else "not empty")
+
+# %%
+print(f"answers that differ, same cases and random numbers: {changed} of {len(cases)}; "
+      f"tensors that differ: {sum(not torch.equal(old[n], new[n]) for n in old)} of {len(old)}")
+
+# %% [markdown]
+# Boundaries that came from votes live in weights. No config names them and no log line will. Where to look next: the
+# run card's parents, the pairs file and its reasons, and the same frozen cases on both sides.
+#
+# ## Pairs about tomorrow's rule
+#
+# From tomorrow damage is covered for 7 days, whatever the printed policy says. Can pairs teach it? Chosen: quotes 7
+# days and decides by it. Rejected: today's right answer. Against it, the other way to bring a fact: edit the policy
+# line in the prompt, train nothing.
+
+# %%
+from lifecycle_lib.desk.cases import render_answer, render_prompt
+
+
+def tomorrow(case):
+    """(the case's prompt with the new line, the answer under the new rule)."""
+    line = replace(case.policy, window_days=7)
+    book = [line if p == case.policy else p for p in case.policies]
+    return render_prompt(book, case.order, case.message), render_answer(line, case.order)
+
+
+# %%
+def damaged(n, split):
+    """The first n cases about damage that a policy line covers with another window than 7 days."""
+    drawn = (c for c in draw_cases(12 * n, lab.seed, split) if c.policy and c.reason == "damaged")
+    return [c for c in drawn if c.policy.window_days != 7][:n]
+
+
+# %%
+lessons, asked = damaged(64, "facts"), damaged(48, "fact questions")
+fact_pairs = encode_pairs(tok, [make_pair(c.prompt, tomorrow(c)[1], c.answer, "rule_of_tomorrow") for c in lessons])
+
+# %%
+fact_model, fact_history = train(fact_pairs, dpo.reference_logps(sft_model, fact_pairs, pad), lr=1e-2, **short_run)
+others = [c for c in cases if c.reason != "damaged"][:96]
+greedy = {name: Engine(model, tok, 0.0) for name, model in (("sft", lab.load(sft)), ("facts by DPO", fact_model))}
+
+# %%
+for name, engine in greedy.items():
+    quoted = sum(text == tomorrow(c)[1] for text, c in zip(engine.answer(asked), asked))
+    kept = sum(text == c.answer for text, c in zip(engine.answer(others), others))
+    print(f"{name:22} new rule exact {quoted:2} of {len(asked)}; other cases right {kept} of {len(others)}")
+edited = greedy["sft"].texts([tomorrow(c)[0] for c in asked])
+
+# %%
+print(f"{'policy text edited':22} new rule exact {sum(t == tomorrow(c)[1] for t, c in zip(edited, asked)):2} of "
+      f"{len(asked)}; no weight touched")
+row = fact_history[-1]
+print(f"pairs ranked the new way: {row['accuracy']:.0%}; chosen moved {row['chosen_reward'] / beta:+.1f} nats, "
+      f"to a log-probability of {row['chosen_sum_logp']:.0f}")
+
+# %% [markdown]
+# DPO raises a gap between two answers. It does not promise that the chosen one becomes likely enough to be said, and
+# least of all one that the reference almost never says. Facts that change belong in the text in front of the model:
+# notebook 13.
+#
+# ## One road or two?
+#
+# Does skipping the reward model cost anything? A policy small enough to see: six possible answers, six logits. The same
+# 400 votes go down both roads: fit Bradley-Terry strengths, then REINFORCE with a KL leash; or DPO directly.
+
+# %%
+#         words, cites the line, promises a label
+ANSWERS = np.array([[6, 0, 0], [12, 1, 0], [30, 1, 0], [24, 0, 0], [18, 1, 1], [10, 0, 1]], float)
+FEATURES = ANSWERS / [10, 1, 1]
+REF = np.log(np.array([0.25, 0.2, 0.1, 0.15, 0.15, 0.15]))
+USERS = FEATURES @ [-0.3, 1.5, -2.0]
+
+# %%
+def vote(utility, n, rng):
+    """wins[a, b] of n votes between random different answers, by Bradley and Terry."""
+    wins = np.zeros((6, 6))
+    for _ in range(n):
+        a, b = rng.choice(6, 2, replace=False)
+        if rng.random() > 1 / (1 + np.exp(utility[b] - utility[a])):
+            a, b = b, a
+        wins[a, b] += 1
+    return wins
+
+
+# %%
+def two_steps(wins, steps=300):
+    """Reward model, then REINFORCE on samples with the KL leash (beta 1). Returns log-probabilities."""
+    r, ref_logp = torch.tensor(strengths(wins, ridge=1e-2)), torch.tensor(REF)
+    theta = ref_logp.clone().requires_grad_()
+    adam = torch.optim.Adam([theta], lr=0.05)
+    for _ in range(steps):
+        logp = theta.log_softmax(0)
+        y = torch.multinomial(logp.detach().exp(), 256, replacement=True)
+        gain = (r - logp.detach() + ref_logp)[y]
+        adam.zero_grad()
+        (-((gain - gain.mean()) * logp[y]).mean()).backward()
+        adam.step()
+    return theta.detach().log_softmax(0).numpy()
+
+
+# %%
+def one_step(wins, steps=300):
+    """DPO on the same votes (beta 1): the loss of the algorithm cell, weighted by counts."""
+    a, b = torch.tensor(np.argwhere(wins)).T
+    n, ref_logp = torch.tensor(wins)[a, b], torch.tensor(REF)
+    theta = ref_logp.clone().requires_grad_()
+    adam = torch.optim.Adam([theta], lr=0.05)
+    for _ in range(steps):
+        gap = theta.log_softmax(0) - ref_logp
+        adam.zero_grad()
+        (-(n * F.logsigmoid(gap[a] - gap[b])).sum() / n.sum()).backward()
+        adam.step()
+    return theta.detach().log_softmax(0).numpy()
+
+
+# %%
+def win_rate(logp):
+    """Chance that users prefer this policy's answer to one of the reference."""
+    beats = 1 / (1 + np.exp(USERS[None] - USERS[:, None]))
+    return float(np.exp(logp) @ beats @ np.exp(REF))
+
+
+# %%
+def divergence(logp):
+    """KL(policy, reference) in nats."""
+    return float(np.exp(logp) @ (logp - REF))
+
+
+# %%
+found = {"reward model + REINFORCE": [], "DPO": []}
+for trial in range(8):
+    torch.manual_seed(trial)
+    wins = vote(USERS, 400, np.random.default_rng(trial))
+    for name, road in zip(found, (two_steps, one_step)):
+        found[name].append(road(wins))
+
+# %%
+for name, policies in found.items():
+    w, kl = (paired_effect([f(p) for p in policies], [0.0] * 8) for f in (win_rate, divergence))
+    print(f"{name:26} preferred {100 * w.estimate:.0f} % [{100 * w.low:.0f}, {100 * w.high:.0f}], "
+          f"KL {kl.estimate:.2f} [{kl.low:.2f}, {kl.high:.2f}] nats")
+
+# %%
+parity = ClaimCard(
+    claim="on a table of answers both roads end at the same policy", direction="same", smallest=2, unit="points",
+    falsifier="preference rates differ by more than 2 points", scope="6 answers, 400 votes, 8 simulated vote sets",
+    not_measured="networks: there the reward model generalises in its own way, and so does the policy")
+_ = parity.settle(paired_effect(*([100 * win_rate(p) for p in policies] for policies in found.values())))
+
+# %% [markdown]
+# Same optimum, as the algebra said: on a table nothing is lost by skipping the reward model. What is skipped is the
+# part of classic RLHF that can look at *new* answers. DPO hears about the pairs it was given and nothing else.
+#
+# ## Whose votes?
+#
+# Simulated annotators, two pools: one likes short answers, one likes long ones. Otherwise they agree. First each pool
+# alone, then one data set in which a minority sits at the same desk. For a table the optimum is known in closed form,
+# so no training is needed.
+
+# %%
+POOLS = {"brief": FEATURES @ [-1.0, 1.0, -2.0], "thorough": FEATURES @ [1.0, 1.0, -2.0]}
+
+# %%
+def from_votes(wins):
+    """(strengths, probabilities) of the best policy at beta 1."""
+    u = strengths(wins, ridge=1e-2)
+    p = np.exp(REF + u)
+    return u, p / p.sum()
+
+
+# %%
+def mixed(minority, trial, n=400):
+    """Votes of the thorough pool with a share from the brief one."""
+    rng = np.random.default_rng(1000 + trial)
+    return vote(POOLS["brief"], round(minority * n), rng) + vote(POOLS["thorough"], n - round(minority * n), rng)
+
+
+# %%
+words = {share: [from_votes(mixed(share, t))[1] @ ANSWERS[:, 0] for t in range(n_pools)] for share in (0.0, 1.0)}
+gap = paired_effect(words[0.0], words[1.0])
+print(f"same prompt, same reference, other annotators: {gap.estimate:.0f} words longer "
+      f"[{gap.low:.0f}, {gap.high:.0f}], {gap.n} simulated vote sets, 95 % t")
+
+# %%
+def agreement(minority, trial):
+    """Share of fresh votes of the same mixture that the fitted strengths predict."""
+    u = from_votes(mixed(minority, trial))[0]
+    fresh = mixed(minority, trial + 5000)
+    return float(fresh[(u[:, None] > u[None])].sum() / fresh.sum())
+
+
+# %%
+def spread(minority, trial):
+    """Standard deviation of the answer's length, in words."""
+    p = from_votes(mixed(minority, trial))[1]
+    return float(np.sqrt(p @ ANSWERS[:, 0] ** 2 - (p @ ANSWERS[:, 0]) ** 2))
+
+
+# %%
+shares = (0.0, 0.125, 0.25, 0.375, 0.5)
+pool = {f.__name__: {m: [f(m, t) for t in range(n_pools)] for m in shares} for f in (agreement, spread)}
+
+# %%
+style()
+fig, axes = plt.subplots(1, 2, figsize=(7.4, 3.2))
+panels = (("agreement", 100, "votes predicted (%)"), ("spread", 1, "sd of length (words)"))
+for ax, (name, scale, label) in zip(axes, panels):
+    stats = [paired_effect(pool[name][m], [0.0] * n_pools) for m in shares]
+    ax.errorbar([100 * m for m in shares], [scale * e.estimate for e in stats],
+                [scale * (e.estimate - e.low) for e in stats], color="#111111", marker="o")
+    ax.set(xlabel="votes from the other pool (%)", ylabel=label)
+fig.supxlabel(f"n = {n_pools} simulated vote sets of 400; bars: 95 % t intervals.\nNot measured here: real annotators.",
+              x=0.01, ha="left", fontsize=9, color="#606060")
+plt.show()
+
+# %%
+for name, scale, unit in (("agreement", 100, "points"), ("spread", 1, "words")):
+    e = paired_effect(pool[name][0.5], pool[name][0.0])
+    low, high = scale * e.low, scale * e.high
+    print(f"{name}, half and half minus one pool: {scale * e.estimate:+.1f} {unit} [{low:+.1f}, {high:+.1f}]")
+
+# %% [markdown]
+# Agreement is the alarm, and it rings before training: a fit that converges and still predicts few votes says that the
+# voters disagree, not that the model is weak. The spread of lengths is a worse one: it rises first and falls again.
+# The policy that comes out pleases the average, whom nobody has met. Split the votes by annotator and fit twice.
+#
+# ## The recorded evidence
+#
+# One run is one run. The same stage over recorded seeds, never recomputed here:
+
+# %%
+from lifecycle_lib.lab.claims import evidence_figure, recorded, show_evidence
+
+show_evidence("dpo_claims")
+
+# %%
+evidence_figure("dpo_claims", effects=["invented claims removed, sft - dpo", "JSON validity, dpo - sft",
+                                       "exact pass, dpo - sft", "eligibility, dpo - sft"],
+                title="40 DPO steps with SGD")
+per_seed = recorded("dpo_claims")["per_seed"]
+print("claims left, by seed:", ", ".join(f"{100 * row['dpo.invented_claim_rate']:.1f} %" for row in per_seed))
+
+# %% [markdown]
+# What this does not show: any habit but this one, a habit that is *likely* under greedy decoding, people's votes,
+# larger models. The Adam result above is one seed and one rate. And a question for every single curve: which result
+# would change your mind?
+#
+# ## What you use at work
+#
+# TRL's `DPOTrainer`, on the checkpoint as `transformers` reads it from disk. First batch: the loss must be $\ln 2$.
+# Then our trained policy goes into its trainer, against the SFT reference: same loss, same log-probabilities.
+
+# %%
+from lifecycle_lib.model.bridge import export
+from lifecycle_lib.model.hf_classes import to_hf
+
+
+def trl_trainer(folder, pairs):
+    """TRL's trainer on the exported checkpoint, all pairs in one batch."""
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+    from trl import DPOConfig, DPOTrainer
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    read = lambda: AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)  # noqa: E731
+    args = DPOConfig(output_dir=folder, beta=beta, per_device_train_batch_size=len(pairs), max_length=None,
+                     use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, gradient_checkpointing=False)
+    rows = datasets.Dataset.from_list([{k: p[k] for k in ("prompt", "chosen", "rejected")} for p in pairs])
+    return DPOTrainer(read(), ref_model=read(), args=args, train_dataset=rows,
+                      processing_class=AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+# %%
+work_pairs = make_pairs(draw_cases(8, lab.seed, "at work"))
+work_rows = encode_pairs(tok, work_pairs)
+work = dpo.PairBatch(dpo.pair_rows(work_rows, pad), dpo.reference_logps(sft_model, work_rows, pad).T.reshape(-1))
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    export(sft_model, tok, folder)
+    trainer = trl_trainer(folder, work_pairs)
+    feed = next(iter(trainer.get_train_dataloader()))
+    first = trainer.compute_loss(trainer.model.train(), feed).item()
+    trainer.model.load_state_dict(to_hf(sgd_model).state_dict())
+    trained = trainer.compute_loss(trainer.model, feed).item()
+
+# %%
+ours_loss, ours_metrics = dpo.pair_loss(sgd_model, work, beta)
+logged = {key: values[-1] for key, values in trainer._metrics["train"].items()}
+assert abs(first - math.log(2)) < 1e-5 and abs(trained - ours_loss.item()) < 1e-5
+assert abs(logged["logps/chosen"] - ours_metrics["chosen_sum_logp"]) < 1e-3
+print(f"TRL, first batch: {first:.4f} = ln 2; trained policy: same loss as ours to 1e-5: True; "
+      f"margin {logged['rewards/margins']:.1f} there, {ours_metrics['margin']:.1f} here")
+print(f"TRL's defaults: {trainer.args.optim}, rate {trainer.args.learning_rate:g}")
+
+# %% [markdown]
+# In TRL's logs the names are `rewards/margins`, `logps/chosen`, `logps/rejected`. Plot the last two. Its default rate is
+# a hundredth of the one that broke our format; now you know what that small number is for. Other bounds at work, none
+# of them run here: a term that holds the chosen answer up (RPO), a loss that stops pushing at a margin (IPO).
+#
+# ## Exercises
+#
+# **1. The loss from four numbers (★, 5 minutes).** Without torch: `dpo_from_logps(chosen, rejected, ref_chosen,
+# ref_rejected, beta)` returns `(loss, reward of chosen, reward of rejected)` of one pair. It must survive a margin of
+# -2000.
+
+# %% nbgrader={"grade": false, "grade_id": "dpo-loss", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def dpo_from_logps(chosen, rejected, ref_chosen, ref_rejected, beta):
+    """DPO loss and the two implicit rewards of one pair, from sum log-probabilities."""
+    ### BEGIN SOLUTION
+    won, lost = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+    margin = won - lost
+    loss = math.log1p(math.exp(-margin)) if margin > 0 else -margin + math.log1p(math.exp(margin))
+    return loss, won, lost
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "dpo-loss-tests", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+assert abs(dpo_from_logps(-5.0, -9.0, -5.0, -9.0, 0.1)[0] - math.log(2)) < 1e-12, "policy = reference: ln 2"
+assert dpo_from_logps(-4.0, -9.0, -5.0, -9.0, 0.5)[1:] == (0.5, 0.0)
+### BEGIN HIDDEN TESTS
+for case_ in ((-1.0, -3.0, -2.0, -2.0, 0.5), (-20.0, -3.0, -2.0, -2.0, 0.1), (-4000.0, 0.0, 0.0, 0.0, 0.5)):
+    c_, r_, rc_, rr_, b_ = map(torch.tensor, case_)
+    logit_ = (b_ * ((c_ - r_) - (rc_ - rr_))).double()
+    want_ = F.binary_cross_entropy_with_logits(logit_, torch.ones_like(logit_)).item()  # torch's own, target 1
+    assert abs(dpo_from_logps(*case_)[0] - want_) < 1e-5 * max(1.0, want_), "the loss is BCE of the margin, target 1"
+### END HIDDEN TESTS
+
+# %% [markdown]
+# **2. Bradley-Terry without Newton (★★, 10 minutes).** `strengths_by_counting(wins, rounds)`: start with weights $w =
+# 1$; in each round set $w_a$ to *wins of a* divided by $\sum_b \mathrm{games}_{ab} / (w_a + w_b)$, then divide by the
+# geometric mean; return $\ln w$. (Zermelo 1929, and no derivative in sight.)
+
+# %% nbgrader={"grade": false, "grade_id": "bt-counting", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def strengths_by_counting(wins, rounds=2000):
+    """Bradley-Terry strengths, mean 0, by Zermelo's iteration. wins[a, b]: votes for a over b."""
+    ### BEGIN SOLUTION
+    games, w = wins + wins.T, np.ones(len(wins))
+    for _ in range(rounds):
+        w = wins.sum(1) / (games / (w[:, None] + w[None])).sum(1)
+        w = w / np.exp(np.log(w).mean())
+    return np.log(w)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "bt-counting-tests", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+assert np.allclose(strengths_by_counting(np.array([[0.0, 3.0], [1.0, 0.0]])), [math.log(3) / 2, -math.log(3) / 2])
+### BEGIN HIDDEN TESTS
+from scipy.optimize import minimize
+
+votes_ = np.array([[0, 8, 5, 9], [3, 0, 4, 6], [6, 5, 0, 7], [1, 2, 4, 0]], float)
+nll_ = lambda u: float((votes_ * np.log1p(np.exp(u[None] - u[:, None]))).sum())  # noqa: E731
+best_ = minimize(nll_, np.zeros(4), tol=1e-10).x
+assert np.allclose(strengths_by_counting(votes_), best_ - best_.mean(), atol=1e-3), "not the maximum of the likelihood"
+### END HIDDEN TESTS
+
+# %% [markdown]
+# **3. A hard pair (★, 5 minutes).** For the golden case write a pair in which **both** answers are valid JSON, neither
+# claims a label, both cite a policy that stands in the prompt, and the rejected one is wrong. Give it a reason.
+
+# %% nbgrader={"grade": false, "grade_id": "hard-pair", "locked": false, "schema_version": 3, "solution": true, "task": false}
+### BEGIN SOLUTION
+hard_pair = make_pair(golden.prompt, golden.answer, wrong_line, "wrong_policy")
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "hard-pair-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+assert set(hard_pair) >= {"prompt", "chosen", "rejected", "reason"} and hard_pair["prompt"] == golden.prompt
+### BEGIN HIDDEN TESTS
+import re
+
+fields_ = {side: json.loads(hard_pair[side]) for side in ("chosen", "rejected")}
+printed_ = set(re.findall(r"P-[0-9]+", golden.prompt))
+for side_ in fields_.values():
+    assert set(side_) == {"evidence", "policy_id", "eligible"} and side_["policy_id"] in printed_
+assert fields_["chosen"]["policy_id"] == "P-7" and fields_["chosen"]["eligible"] is True, "12 of 30 days, confirmed"
+assert fields_["rejected"] != fields_["chosen"] and hard_pair["reason"].strip()
+### END HIDDEN TESTS
+
+# %% [markdown]
+# ## Quiz
+#
+# Nine questions on what you have just measured; 75 % is a pass.
+
+# %%
+from lifecycle_lib.lab.quiz import grade, interview, quiz
+
+quiz("11")
+
+# %%
+answers = {}  # {"q1": "a", ...}
+_ = grade("11", answers)
+
+# %% [markdown]
+# ## Interview questions
+
+# %%
+interview("11")
+
+# %% [markdown]
+# ## What to remember
+#
+# 1. SFT knows how often an answer was shown. To prefer one valid answer over another takes a second signal, with a
+#    reason.
+# 2. DPO is the Bradley-Terry likelihood with $\beta \log \pi/\mathrm{ref}$ as strength. It starts at ln 2 whatever the data.
+# 3. The loss sees a gap. Watch both log-probabilities, and the format.
+# 4. Nothing bounds how unlikely the rejected answer gets, nor on which token. The optimiser decides who pays, and a
+#    claim that is never closed is not a claim removed.
+# 5. A vote is silent about everything it was not asked. Where you can write the rule, check it.
+#
+# **Made:** `lab.dpo()`, the stage the next notebook starts from. **Next:** `12_verifier_rewards`, where code pays
+# instead of voters.
