@@ -19,7 +19,7 @@
 # - ship in steps, each with a rehearsed way back, and size a canary;
 # - name the stage at which two lineages part, with few probes.
 #
-# **Needs** the chain and the weakly paid checkpoint of `12_verifier_rewards`, all from the store (an empty store first
+# **Needs** the chain and a cheating checkpoint of `12_verifier_rewards`, all from the store (an empty store first
 # builds them: about eight minutes). **Makes** no weights. About 20 seconds of one CPU core from a warm store, peak
 # memory under 1 GiB.
 
@@ -39,13 +39,13 @@ lab = start("18", profile, seed, device)
 # ## Four sealed endpoints
 #
 # Behind W, X, Y and Z, in an order drawn by the seed: the checkpoint after SFT, after DPO, after the full verifier's
-# rewards, and one that was paid by a weak verifier (`shape_only`). The version string is the same for all. You get
-# twenty probes each, at temperature 1.
+# rewards, and one that was paid for saying yes (`eligible_true_only`: happy customers!). The version string is the same
+# for all. You get twenty probes each, at temperature 1.
 
 # %%
 from lifecycle_lib.core.seeds import rng
 
-behind = {"sft": lab.sft(), "dpo": lab.dpo(), "rlvr": lab.rlvr(), "weak": lab.rlvr(lab.sft(), reward="shape_only")}
+behind = {"sft": lab.sft(), "dpo": lab.dpo(), "rlvr": lab.rlvr(), "yes": lab.rlvr(lab.sft(), reward="eligible_true_only")}
 reports = {name: lab.evaluate(artifact) for name, artifact in behind.items()}
 sealed = dict(zip("WXYZ", rng(seed, "sealed").sample(sorted(behind), 4)))
 FEATURES = ("valid", "policy_id_ok", "evidence_ok", "eligible_ok", "exact", "claim")
@@ -61,7 +61,7 @@ for letter, name in sealed.items():
 # Commit now; the envelopes are opened near the end. Which of the four would you let answer customers?
 
 # %%
-guess = {"W": "rlvr", "X": "dpo", "Y": "weak", "Z": "sft"}
+guess = {"W": "rlvr", "X": "dpo", "Y": "yes", "Z": "sft"}
 may_answer = "W"
 
 # %% [markdown]
@@ -240,7 +240,7 @@ for load, value in p95.items():
 # release is known, the fix is not.
 
 # %%
-pairs = zip(reports["rlvr"]["cases"], reports["weak"]["cases"])
+pairs = zip(reports["rlvr"]["cases"], reports["yes"]["cases"])
 lost = [old["case_id"] for old, new in pairs if old["exact"] and not new["exact"]]
 print(f"{len(lost)} of {len(reports['rlvr']['cases'])} cases that v3 answers are lost by the candidate, "
       f"the first is {(lost or ['none'])[0]}")
@@ -584,20 +584,31 @@ for name in ("int4", "dpo"):
 #
 # ## Planted candidates
 #
-# Now the bad ones, each with the reason it must be blocked for. `sft` promises labels. `weak` was paid for shape and
-# policy id only. What does its own paymaster say?
+# Now the bad ones, each with the reason it must be blocked for. `sft` promises labels. `yes` was paid for agreeing. What
+# does its own paymaster say?
 
 # %%
-from lifecycle_lib.judge.verifiers import full_verifier, shape_only
+from lifecycle_lib.judge.verifiers import eligible_true_only, full_verifier
 
-for name in ("sft", "weak", "rlvr"):
-    pay = [[verifier(text, c) for text, c in zip(reports[name]["answers"], cases)] for verifier in (shape_only, full_verifier)]
-    print(f"{name:5} paid by shape_only: {np.mean(pay[0]):4.0%}   passes every clause: {np.mean(pay[1]):4.0%}   "
+for name in ("sft", "yes", "rlvr"):
+    pay = [[verifier(text, c) for text, c in zip(reports[name]["answers"], cases)] for verifier in (eligible_true_only, full_verifier)]
+    print(f"{name:5} paid for yes: {np.mean(pay[0]):4.0%}   passes every clause: {np.mean(pay[1]):4.0%}   "
           f"promises a label: {reports[name]['invented_claim_rate']:4.0%}")
 
 # %% [markdown]
-# `weak` is even better than the checkpoint it came from, and perfect on the measure it was trained on. It still promises
-# labels, because nobody paid for their absence. So a gate must not use the reward as its measure.
+# The best on the measure it was trained on, and the worst assistant of the three. So a gate must not use the reward as its
+# measure. One seed is one story; five were recorded. Four rewards, each from the same SFT checkpoint:
+
+# %%
+from lifecycle_lib.lab.claims import show_evidence
+
+show_evidence("weak_verifier", [f"{arm}: {what}" for what in ("exact pass, arm - sft", "blocked by the gate")
+                                for arm in ("shape_only", "eligible_true_only", "length", "full")])
+
+# %% [markdown]
+# Every weakly paid arm is blocked, cheated or not: `shape_only` was not cheated, it merely paid everybody (notebook 12).
+# And read the last line. `full` is honest pay, without the DPO stage before it, and most seeds of it are blocked too: a
+# few label promises are left, and a few are enough.
 #
 # The third bad candidate has the very weights that serve now.
 
@@ -624,7 +635,7 @@ product = as_served("broken product", behind["rlvr"], photo_service_down)
 queued = reports["int8"] | {"name": "int8 at load 97 %", "p95_ms": p95[0.97]}
 
 # %%
-planted = {"sft": (reports["sft"], "invented claims"), "weak": (reports["weak"], "exact pass regression"),
+planted = {"sft": (reports["sft"], "invented claims"), "yes": (reports["yes"], "exact pass regression"),
            "rlvr, broken product": (product, "slice regression: unconfirmed"), "int8, overloaded": (queued, "latency")}
 for name, (report, expected) in planted.items():
     said = word(report)
@@ -655,7 +666,7 @@ print("gate on the product as served:", word(product))
 # Our forty lines against the library's gate, on everything judged so far:
 
 # %%
-everything = [reports[name] for name in ("sft", "dpo", "rlvr", "weak", "int8", "int4")] + [product, queued]
+everything = [reports[name] for name in ("sft", "dpo", "rlvr", "yes", "int8", "int4")] + [product, queued]
 
 # %%
 same = 0
@@ -817,7 +828,7 @@ def shipped(report, n, times=40):
 # %%
 print("times shipped, of 40 subsets   ", "".join(f"{n:>7}" for n in (64, 128, 256, 400)))
 for name, report in [("int8", reports["int8"]), ("int4", reports["int4"]), ("rlvr, broken product", product),
-                     ("dpo", reports["dpo"]), ("weak", reports["weak"]), ("sft", reports["sft"])]:
+                     ("dpo", reports["dpo"]), ("yes", reports["yes"]), ("sft", reports["sft"])]:
     print(f"  {name:28} ", "".join(f"{shipped(report, n):7}" for n in (64, 128, 256, 400)))
 
 # %% [markdown]
@@ -1265,7 +1276,7 @@ print(f"a fine release is cleared by SPRT after a median of {np.median(cleared):
 when_caught = stopped["SPRT"][1][np.isfinite(stopped["SPRT"][1])]
 to_stop = float(np.median(when_caught)) if len(when_caught) else float(LOOKS[-1])
 print(f"{'candidate':34} {'stopped by':12} requests it answered   extra wrong answers")
-for name in ("sft", "weak", "int8, overloaded", "rlvr, broken product"):
+for name in ("sft", "yes", "int8, overloaded", "rlvr, broken product"):
     by = "gate" if word(planted[name][0]) != "SHIP" else "nobody"
     print(f"{name:34} {by:12} {0:20} {0:21}")
 print(f"{'broken product, gated on weights':34} {'canary':12} {to_stop:20.0f} {to_stop * (p1 - p0):21.0f}")
@@ -1432,11 +1443,11 @@ print("sampled probes, identical lineages: named", "nothing" if sampled is None 
 # %% [markdown]
 # Sampling noise was called a change. So: greedy, or the same random numbers on both sides.
 #
-# Now the real lineage, the one that ended in `weak`. It left DPO out and changed the reward, so the first difference is
+# Now the real lineage, the one that ended in `yes`. It left DPO out and changed the reward, so the first difference is
 # at `dpo`. Beside the two kinds of probes stands what somebody with access to the weights needs: none at all.
 
 # %%
-suspect = [lineage[0], lineage[1], lineage[1], lab.load(behind["weak"])]
+suspect = [lineage[0], lineage[1], lineage[1], lab.load(behind["yes"])]
 
 # %%
 looks = {"greedy probes": greedy, "sampled, same numbers": lambda model: Engine(model, tok, 1.0, seed).texts(probes)}
@@ -1495,10 +1506,10 @@ has_mlflow = importlib.util.find_spec("mlflow") is not None
 print("mlflow is", "here: try MlflowClient().set_registered_model_alias" if has_mlflow else "not installed here, so this stays words")
 
 # %%
-b, c = (sum(x["exact"] > y["exact"] for x, y in zip(*pair)) for pair in ((baseline["cases"], reports["weak"]["cases"]),
-                                                                        (reports["weak"]["cases"], baseline["cases"])))
+b, c = (sum(x["exact"] > y["exact"] for x, y in zip(*pair)) for pair in ((baseline["cases"], reports["yes"]["cases"]),
+                                                                        (reports["yes"]["cases"], baseline["cases"])))
 at_work = mcnemar_at_work([[0, b], [c, 0]], exact=True).pvalue
-print(f"rlvr against weak: lost {b}, won {c}; statsmodels' exact McNemar equals ours to 1e-12: {abs(at_work - mcnemar(b, c)) < 1e-12}")
+print(f"rlvr against yes: lost {b}, won {c}; statsmodels' exact McNemar equals ours to 1e-12: {abs(at_work - mcnemar(b, c)) < 1e-12}")
 
 # %% [markdown]
 # ## Exercises
