@@ -140,9 +140,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def verdict(effect: Effect, smallest: float) -> str:
-    """What the interval says about the claim "the effect is at least `smallest`", smallest > 0.
+    """What the interval says about the claim "there is an effect, and it is worth having", smallest > 0.
 
-    - "supported": the interval lies above zero and the estimate reaches `smallest`;
+    - "supported": the interval lies above zero and the estimate reaches `smallest`. That is weaker than "the effect is
+      at least `smallest`", which would need the whole interval above it: read the interval beside the verdict;
     - "refuted": the whole interval lies below `smallest`;
     - "inconclusive": neither. More seeds may decide it.
 

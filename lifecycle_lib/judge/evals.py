@@ -1,8 +1,9 @@
 """The frozen evaluation: one set of unseen cases, scored the same way at every stage.
 
 Every (days, window) pair here is one that no training text shows. Scores are strict to the character: `exact` is
-the whole answer, nothing forgiven. Proportions carry Wilson intervals. An empty, short or foreign set raises; it
-never scores 0.
+the whole answer, nothing forgiven. A claim is counted in answers that parse: read it beside the JSON validity, because
+an answer that is broken hides what it would have claimed. Proportions carry Wilson intervals. An empty, short or
+foreign set raises; it never scores 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -2,11 +2,11 @@
 
 Two burdens of proof. Absolute limits (valid JSON, invented claims) and the drop in exact pass must be *shown*
 to hold: the pessimistic end of the interval is compared with the limit, so too few cases never help a
-candidate. - rates: Wilson (1927) bounds, from core/stats; - the drop: paired difference with the Bonett and
-Price (2012) interval, the case being the pair; - slices, which are small: exact McNemar tests, Holm-adjusted
-(1979) over the slices, and only drops larger than
-  `max_slice_drop`. A regression in one slice cannot hide behind the mean.
-A claimed side effect that the tool ledger does not hold blocks at once, whatever its rate.
+candidate: rates by Wilson (1927) bounds, from core/stats; the drop as a paired difference with the Bonett and
+Price (2012) interval, the case being the pair. Slices are small, so there the burden is the other way round: exact
+McNemar tests, Holm-adjusted (1979), block drops larger than `max_slice_drop` that are significant. A large fall in
+one slice cannot hide behind the mean; a fall of ten points in forty cases can.
+Where every row carries the tool ledger, a claimed side effect that it does not hold blocks at once, whatever its rate.
 
 A gate judges evidence, so bad evidence is refused (GateRefused), never scored: an empty or cut evaluation,
 another case set than the baseline's, repeated ids, NaN, rows that contradict themselves. Left out: sequential
@@ -14,6 +14,7 @@ testing of a live canary, and everything in verifiers.NOT_MEASURED.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -206,9 +207,9 @@ def _check_row(row: Mapping[str, Any], where: str, cfg: GateConfig) -> None:
 
 
 def invented_effects(row: Mapping[str, Any]) -> list[str]:
-    """Side effects that the answer claims and the tool ledger does not hold. The invariant: this list is
-    empty."""
-    return [effect for effect in row.get("claimed_effects", ()) if effect not in row["tool_ledger"]]
+    """Side effects that the answer claims and the tool ledger does not hold, each as often as it is missing: one
+    entry pays for one claim. The invariant: this list is empty."""
+    return list((Counter(row.get("claimed_effects", ())) - Counter(row["tool_ledger"])).elements())
 
 
 def paired_difference(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, float, float]:

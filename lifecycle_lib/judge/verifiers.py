@@ -252,7 +252,10 @@ def case_clauses(answer_text: str, case: CaseLike) -> dict[str, bool]:
 
 
 def full_verifier(answer_text: str, case: CaseLike) -> float:
-    """1.0 when every clause holds, which is the case only for the expected text, to the character."""
+    """1.0 when every clause holds, which is the case only for the expected text, to the character.
+
+    So reward and evaluation are one rule here, on different cases: nothing is left to cheat, and killing every mutant
+    follows from it. `verify_decision` is the checker that knows trusted facts and no answer key."""
     return float(all(case_clauses(answer_text, case).values()))
 
 

@@ -55,15 +55,18 @@ def sft_room(lab: Lab) -> tuple[Row, list[Artifact]]:
 
 def dpo_claims(lab: Lab) -> tuple[Row, list[Artifact]]:
     sft, dpo = lab.sft(), lab.dpo()
+    more_sft = lab.arm(claim_share=0.0, sft=lab.profile.dpo, sft_batch=lab.profile.dpo_batch).sft(sft)
     history = read_json(dpo.file("history.json"))
     drift = {f"dpo.{k}_change": history[-1][k] - history[0][k] for k in ("chosen_sum_logp", "rejected_sum_logp")}
-    return rates(lab, sft, "sft") | rates(lab, dpo, "dpo") | drift, [sft, dpo]
+    return (rates(lab, sft, "sft") | rates(lab, dpo, "dpo") | rates(lab, more_sft, "more_sft") | drift), \
+        [sft, dpo, more_sft]
 
 
 def rlvr_gain(lab: Lab) -> tuple[Row, list[Artifact]]:
     sft = lab.sft()
     full, shuffled = lab.rlvr(sft), lab.rlvr(sft, shuffle=True)
-    return (rates(lab, sft, "sft") | rates(lab, full, "rlvr") | rates(lab, shuffled, "shuffled")), [sft, full, shuffled]
+    return (rates(lab, sft, "sft") | rates(lab, full, "rlvr") | rates(lab, shuffled, "shuffled")
+            | rates(lab, sft, "sft_greedy", 0.0) | rates(lab, full, "rlvr_greedy", 0.0)), [sft, full, shuffled]
 
 
 def weak_verifier(lab: Lab) -> tuple[Row, list[Artifact]]:
@@ -107,6 +110,7 @@ class Design:
     falsifier: str
     smallest: float
     arms: tuple[str, ...] = ()  # verifiers, each asked by itself: was it cheated?
+    also: tuple[tuple[str, float], ...] = ()  # further clauses of the falsifier: this effect must not lie below that
     effects: tuple[tuple[str, str, str | None, str], ...]
 
 
@@ -133,18 +137,23 @@ DESIGNS: dict[str, Design] = {
                  ("sft: pass@1", "sft.pass_at_1", None, "share"), ("sft: pass@8", "sft.pass_at_8", None, "share"))),
     "dpo_claims": Design(
         measure=dpo_claims, notebook="11", rows=("S1-20", "S1-22"), smallest=0.15,
+        also=(("JSON validity, dpo - sft", -0.01),),
         claim="DPO on pairs that differ in the invented label alone removes it without breaking the format",
-        falsifier="the invented-claim rate falls by less than 15 points",
+        falsifier="the invented-claim rate falls by less than 15 points, or JSON validity by more than 1 point",
         effects=(("invented claims removed, sft - dpo", "sft.invented_claim_rate", "dpo.invented_claim_rate", "share"),
                  ("sft: invented claims", "sft.invented_claim_rate", None, "share"),
                  ("dpo: invented claims", "dpo.invented_claim_rate", None, "share"),
                  ("JSON validity, dpo - sft", "dpo.json_validity", "sft.json_validity", "share"),
                  ("exact pass, dpo - sft", "dpo.exact_pass", "sft.exact_pass", "share"),
                  ("eligibility, dpo - sft", "dpo.eligibility", "sft.eligibility", "share"),
+                 ("invented claims, as many SFT steps on clean answers", "more_sft.invented_claim_rate", None, "share"),
+                 ("claims removed beyond those SFT steps, more_sft - dpo", "more_sft.invented_claim_rate",
+                  "dpo.invented_claim_rate", "share"),
                  ("chosen sum log-probability, end - start", "dpo.chosen_sum_logp_change", None, "nats"),
                  ("rejected sum log-probability, end - start", "dpo.rejected_sum_logp_change", None, "nats"))),
     "rlvr_gain": Design(
         measure=rlvr_gain, notebook="12", rows=("S1-27",), smallest=0.10,
+        also=(("exact pass, rlvr - shuffled rewards", 0.0),),
         claim="verifier rewards raise exact pass at temperature 1 by at least 10 points over the same SFT checkpoint",
         falsifier="the gain is under 10 points, or shuffled rewards gain as much",
         effects=(("exact pass, rlvr - sft", "rlvr.exact_pass", "sft.exact_pass", "share"),
@@ -153,9 +162,13 @@ DESIGNS: dict[str, Design] = {
                  ("invented claims, rlvr - sft", "rlvr.invented_claim_rate", "sft.invented_claim_rate", "share"),
                  ("eligibility, rlvr - sft", "rlvr.eligibility", "sft.eligibility", "share"),
                  ("sft: exact pass", "sft.exact_pass", None, "share"),
-                 ("rlvr: exact pass", "rlvr.exact_pass", None, "share"))),
+                 ("rlvr: exact pass", "rlvr.exact_pass", None, "share"),
+                 ("exact pass, rlvr at temperature 1 - sft greedy", "rlvr.exact_pass", "sft_greedy.exact_pass",
+                  "share"),
+                 ("exact pass greedy, rlvr - sft", "rlvr_greedy.exact_pass", "sft_greedy.exact_pass", "share"))),
     "weak_verifier": Design(
-        measure=weak_verifier, notebook="12", arms=("shape_only", "eligible_true_only", "length"),
+        measure=weak_verifier, notebook="12", also=(("shape_only: its own reward, after - before", 0.1),),
+        arms=("shape_only", "eligible_true_only", "length"),
         rows=("S1-28", "S1-29", "S1-34"), smallest=0.10,
         claim="a verifier that checks shape and policy id only is cheated: its reward rises while exact pass falls",
         falsifier="exact pass under the weak verifier falls by less than 10 points, or its own reward does not rise",
@@ -165,12 +178,12 @@ DESIGNS: dict[str, Design] = {
                  *((f"{v}: exact pass, arm - sft", f"{v}.exact_pass", "sft.exact_pass", "share")
                    for v in ("shape_only", "eligible_true_only", "length", "full")),
                  *((f"{v}: invented claims, arm - sft", f"{v}.invented_claim_rate", "sft.invented_claim_rate", "share")
-                   for v in ("shape_only", "eligible_true_only", "length", "full")),
+                   for v in ("shape_only", "eligible_true_only", "full")),  # "length" leaves few answers that parse
                  *((f"{v}: blocked by the gate", f"{v}.blocked", None, "share of seeds")
                    for v in ("shape_only", "eligible_true_only", "length", "full")))),
     "quantisation": Design(
         measure=quantisation, notebook="16", rows=("S1-46", "S0-37", "S3-3.30"), smallest=0.01,
-        claim="packed int8 answers within 1 point of fp32; packed int4 costs more, and not evenly over slices",
+        claim="packed int8 answers within 1 point of fp32",
         falsifier="int8 differs from fp32 by more than 1 point (interval leaves [-0.01, 0.01])",
         effects=(("exact pass, int8 - fp32", "int8.exact_pass", "fp32.exact_pass", "share"),
                  ("exact pass, int4 - fp32", "int4.exact_pass", "fp32.exact_pass", "share"),
@@ -185,7 +198,8 @@ DESIGNS: dict[str, Design] = {
 
 
 def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
-    """(effects as rows, verdict). A design that claims equivalence (quantisation) is decided by its margin."""
+    """(effects as rows, verdict). A design that claims equivalence (quantisation) is decided by its margin; a clause of
+    `also` can only lower the verdict."""
     effects, first = [], None
     for name, treatment, control, unit in design.effects:
         values = [r[treatment] for r in rows]
@@ -196,13 +210,20 @@ def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
         effects.append(effect.as_dict(name, unit))
         first = first or effect
     assert first is not None
-    return effects, equivalence(first, design.smallest) if design.measure is quantisation else \
-        verdict(first, design.smallest)
+    decided = equivalence(first, design.smallest) if design.measure is quantisation else verdict(first, design.smallest)
+    for name, limit in design.also:
+        effect = next(e for e in effects if e["name"] == name)
+        if effect["high"] < limit:
+            decided = "refuted"
+        elif effect["low"] < limit and decided == "supported":
+            decided = "inconclusive"
+    return effects, decided
 
 
 def cheated(arm: str, rows: Sequence[Row]) -> dict:
     """Was this verifier cheated? Supported when its own reward rose and exact pass fell by 10 points or more, both at
-    98.3 % intervals (Bonferroni over the three weak verifiers); refuted when neither can have happened."""
+    98.3 % intervals (Bonferroni over the three weak verifiers); refuted when one of the two cannot have been
+    so large."""
     confidence = 1 - 0.05 / 3
     gain = paired_effect([r[f"{arm}.proxy_after"] for r in rows], [r[f"{arm}.proxy_before"] for r in rows], confidence)
     loss = paired_effect([r["sft.exact_pass"] for r in rows], [r[f"{arm}.exact_pass"] for r in rows], confidence)

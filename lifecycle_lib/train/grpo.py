@@ -136,7 +136,8 @@ def collect(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, c
             step: int, shuffle: bool = False) -> Rollouts:
     """Sample a group of answers for each case, score them, and lay them out for the update.
 
-    `shuffle` deals each group's rewards out at random: the control in which nothing can be learned."""
+    `shuffle` deals each group's rewards out at random: the control in which a reward says nothing about its answer. The
+    updates are as large as ever, so a shuffled run drifts; it does not stand still."""
     prompts = [tok.encode(c.prompt) for c in cases]
     out = generate(model, prompts, eos_id=tok.special["<eos>"], pad_id=tok.special["<pad>"],
                    max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, n_samples=cfg.group_size,

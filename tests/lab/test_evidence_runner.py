@@ -16,7 +16,7 @@ KEYS = {"id", "claim", "notebook", "rows", "seeds", "effects", "verdict", "falsi
 
 
 def small_design(**changes):
-    design = dataclasses.replace(DESIGNS["rlvr_gain"], effects=(("gain", "after", "before", "share"),))
+    design = dataclasses.replace(DESIGNS["rlvr_gain"], effects=(("gain", "after", "before", "share"),), also=())
     return dataclasses.replace(design, **changes)
 
 
@@ -45,6 +45,15 @@ def test_a_verifier_is_cheated_only_if_its_reward_rose_and_the_truth_fell():
     assert cheated("v", rows(0.4, 0.3))["verdict"] == "supported"
     assert cheated("v", rows(0.4, -0.2))["verdict"] == "refuted"  # an honest verifier: both rise
     assert cheated("v", rows(0.0, 0.3))["verdict"] == "refuted"  # drift, not cheating: nothing was gained
+
+
+@pytest.mark.parametrize("fall, expected", [(0.0, "supported"), (0.03, "inconclusive"), (0.2, "refuted")])
+def test_every_clause_of_a_falsifier_can_lower_the_verdict(fall, expected):
+    rows = [{"before": 0.6, "after": 0.9 + e, "v1": 0.99 - fall + 2 * e, "v0": 0.99} for e in (-0.02, 0.0, 0.02)]
+    effects = (("gain", "after", "before", "share"), ("validity", "v1", "v0", "share"))
+    design = small_design(effects=effects, also=(("validity", -0.1),))
+    assert summarise(design, rows)[1] == expected
+    assert summarise(dataclasses.replace(design, also=()), rows)[1] == "supported"  # the clause left out: not caught
 
 
 def test_shares_of_seeds_have_wilson_intervals():
