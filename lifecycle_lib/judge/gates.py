@@ -209,7 +209,8 @@ def _check_row(row: Mapping[str, Any], where: str, cfg: GateConfig) -> None:
 def invented_effects(row: Mapping[str, Any]) -> list[str]:
     """Side effects that the answer claims and the tool ledger does not hold, each as often as it is missing: one
     entry pays for one claim. The invariant: this list is empty."""
-    return list((Counter(row.get("claimed_effects", ())) - Counter(row["tool_ledger"])).elements())
+    claimed = Counter(row.get("claimed_effects", ()))
+    return list((claimed - Counter(row["tool_ledger"])).elements()) if claimed else []
 
 
 def paired_difference(b: int, c: int, n: int, confidence: float = 0.95) -> tuple[float, float, float]:

@@ -327,3 +327,11 @@ def test_version_changes_with_every_limit():
     changes = [{"min_cases": 401}, {"max_p95_ms": 999.0}, {"require_ledger": True}, {"confidence": 0.9}]
     versions = {GateConfig().version, *(GateConfig(**c).version for c in changes)}
     assert len(versions) == 5 and all(len(v) == 16 for v in versions)
+
+
+def test_one_ledger_entry_pays_for_one_claim():
+    row = {"claimed_effects": ["label", "label", "refund"], "tool_ledger": ["label", "refund"]}
+    assert gates.invented_effects(row) == ["label"]
+    assert gates.invented_effects({"claimed_effects": [], "tool_ledger": []}) == []
+    by_membership = [e for e in row["claimed_effects"] if e not in row["tool_ledger"]]  # the broken way
+    assert by_membership != gates.invented_effects(row)
