@@ -625,6 +625,8 @@ for name, report in (("SGD", after), ("Adam", adam_report), ("Adam, up to the fo
           f"{sum('truetrue' in text for text in bad)}")
 
 # %%
+delta["Adam, up to the fork"] = rejected_tokens(cut_model) - start_logp
+print("taken off the fork token, nats:", {name: f"{float(-d[:, 1].mean()):.1f}" for name, d in delta.items()})
 print("log-odds of the closing brace, up to the fork:", " ".join(f"{float(o[:, 4].mean()):+.0f}" for o in cut_trace))
 
 # %% [markdown]
@@ -1184,12 +1186,12 @@ assert abs(first - math.log(2)) < 1e-5 and abs(trained - ours_loss.item()) < 1e-
 assert abs(logged["logps/chosen"] - ours_metrics["chosen_sum_logp"]) < 1e-3
 print(f"TRL, first batch: {first:.4f} = ln 2; trained policy: same loss as ours to 1e-5: True; "
       f"margin {logged['rewards/margins']:.1f} there, {ours_metrics['margin']:.1f} here")
-print(f"TRL's defaults: {trainer.args.optim}, rate {trainer.args.learning_rate:g}")
+print(f"TRL's defaults: {trainer.args.optim.value}, rate {trainer.args.learning_rate:g}")
 
 # %% [markdown]
-# In TRL's logs the names are `rewards/margins`, `logps/chosen`, `logps/rejected`. Plot the last two. Its default rate is
-# a hundredth of the one that broke our format; now you know what that small number is for. Other bounds at work, none
-# of them run here: a term that holds the chosen answer up (RPO), a loss that stops pushing at a margin (IPO).
+# In TRL's logs the names are `rewards/margins`, `logps/chosen`, `logps/rejected`. Plot the last two. Its default rate
+# is a hundredth of the one that broke our format; now you know what that small number is for. Other bounds at work,
+# none of them run here: a term that holds the chosen answer up (RPO), a loss that stops pushing at a margin (IPO).
 #
 # ## Exercises
 #
@@ -1294,7 +1296,7 @@ interview("11")
 #
 # 1. SFT knows how often an answer was shown. To prefer one valid answer over another takes a second signal, with a
 #    reason.
-# 2. DPO is the Bradley-Terry likelihood with $\beta \log \pi/\mathrm{ref}$ as strength. It starts at ln 2 whatever the data.
+# 2. DPO is the Bradley-Terry likelihood with $\beta \log \pi/\mathrm{ref}$ as strength. It starts at ln 2, always.
 # 3. The loss sees a gap. Watch both log-probabilities, and the format.
 # 4. Nothing bounds how unlikely the rejected answer gets, nor on which token. The optimiser decides who pays, and a
 #    claim that is never closed is not a claim removed.
