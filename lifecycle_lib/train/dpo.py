@@ -4,10 +4,11 @@ loss = -log sigmoid(beta * [(log pi(yw) - log ref(yw)) - (log pi(yl) - log ref(y
 of the chosen answer yw and the rejected answer yl. The reference is the policy before the first step, and its
 log-probabilities are computed once. The implicit reward of an answer is beta * (log pi - log ref).
 
-Here DPO trains with SGD and momentum. Both answers of a pair agree up to one token, and nothing bounds how unlikely the
-rejected one may become: any of its later tokens can fall without end, tokens that good answers need too. With AdamW at
-3e-5 to 1e-4 the format broke (answers without their closing brace) before the claim was gone; SGD at 1e-3 removed the
-claim first, and SGD at 3e-2 breaks the format as well. Notebook 11 shows where the probability goes, on one seed.
+Here DPO trains with SGD and momentum. Nothing bounds how unlikely the rejected answer may become, and not only at the
+token where the two answers part. With AdamW at 3e-5 to 1e-4 the format broke (claims without their closing brace, which
+no parser counts) before the claim was gone; SGD at 1e-3 moved the token at the fork and little else; SGD at 3e-2 breaks
+the format as well. Leaving the common tail out of the rejected answer does not mend AdamW. Notebook 11 shows where the
+probability goes, on one seed.
 
 Left out: label smoothing and the other members of the family (IPO, KTO).
 """
