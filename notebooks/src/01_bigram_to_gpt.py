@@ -21,7 +21,7 @@
 #
 # **Needs** nothing but this repository; `corpus` takes any UTF-8 text file of yours. **Makes** no artifact: the small
 # models live in memory, the base and SFT checkpoints come from the store. On one CPU core: about a minute and a half,
-# plus 4 minutes to train base and SFT when the store is empty; about 1 GB of memory.
+# plus 4 minutes to train base and SFT when the store is empty; under 1 GB of memory.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -127,7 +127,6 @@ from lifecycle_lib.model.bigram import CountBigram, NeuralBigram, kl_to_counts
 from lifecycle_lib.train.loop import FitConfig, fit
 
 
-
 # %%
 def fit_bigram(counted, steps):
     """Train the one-matrix network on every counted pair at once."""
@@ -169,7 +168,6 @@ from itertools import pairwise
 import regex
 
 from lifecycle_lib.model.tokenizer import PATTERN, SORTED_BYTES, Tokenizer
-
 
 
 # %%
@@ -257,7 +255,6 @@ from lifecycle_lib.corpus.text import read_corpus
 from lifecycle_lib.desk.documents import draw_documents
 from lifecycle_lib.train.pretrain import lm_batches, lm_loss, pack
 
-
 # %%
 if corpus:
     own = read_corpus(corpus)
@@ -294,7 +291,7 @@ lone = float(-(unigram / unigram.sum()).log()[held].mean())
 # %%
 print(f"held out: uniform {torch.tensor(vocab_size).log():.2f}, single tokens {lone:.2f}, bigrams {smoothed.nll(held):.2f}")
 print(f"bigrams counted on shuffled text: {shuffled.nll(held):.2f} (no gain over single tokens)")
-assert smoothed.nll(held) < lone - 0.1 and shuffled.nll(held) > lone - 0.05
+assert corpus or smoothed.nll(held) < lone - 0.1 and shuffled.nll(held) > lone - 0.05
 
 # %% [markdown]
 # The gain over single tokens comes from order, and only from order. Now one matrix of V x V logits on the same
@@ -305,7 +302,7 @@ matrix, bigram_run = fit_bigram(counted, steps=150)
 kl = kl_to_counts(matrix, counted)
 print(f"neural bigram: loss {bigram_run.losses[0]:.2f} = ln {vocab_size} at first; count line {counted.nll(stream):.3f}")
 print(f"KL(counts || network) under 0.001 nats: {kl < 0.001}")
-assert kl < 0.001 and abs(bigram_run.losses[-1] - counted.nll(stream)) < 0.001
+assert corpus or kl < 0.001 and abs(bigram_run.losses[-1] - counted.nll(stream)) < 0.001
 
 # %% [markdown]
 # The table writes text whose every pair is fine and whose whole is nonsense: it has forgotten all but one token.
@@ -403,7 +400,6 @@ from dataclasses import replace
 from lifecycle_lib.core.seeds import seed_everything
 from lifecycle_lib.model.bridge import to_hf, to_llama
 from lifecycle_lib.model.gpt import GPT, GPTConfig
-
 
 # %%
 cfg = GPTConfig(vocab_size=vocab_size, block_size=128, n_layer=2, n_head=4, n_embd=96)
@@ -507,14 +503,15 @@ assert not full or right > 0.5 * n
 # %%
 with torch.no_grad():
     row = held[:64].to(lab.device)
-    logits = model(row[None, :-1])[0].double()
-    chances = logits.softmax(-1).gather(-1, row[1:, None]).flatten().tolist()
+    logits = model(row[None, :-1])[0].cpu().double()
+    chances = logits.softmax(-1).gather(-1, held[1:64, None]).flatten().tolist()
 
 # %%
-by_hand = torch.tensor([token_loss(p) for p in chances])
-by_torch = F.cross_entropy(logits, row[1:], reduction="none").cpu()
-print("63 tokens, by hand and by torch equal to 1e-6:", torch.allclose(by_hand, by_torch.to(by_hand), atol=1e-6, rtol=0))
-assert torch.allclose(by_hand, by_torch.to(by_hand), atol=1e-6, rtol=0)
+by_hand = torch.tensor([token_loss(p) for p in chances], dtype=torch.float64)
+by_torch = F.cross_entropy(logits, held[1:64], reduction="none")
+equal = torch.allclose(by_hand, by_torch, atol=1e-6, rtol=0)
+print(f"{len(by_hand)} tokens, by hand and by torch equal to 1e-6: {equal}")
+assert equal
 
 # %% [markdown]
 # ## Does token shift matter?
@@ -608,7 +605,7 @@ def last_loss(rule, n):
 
 # %% tags=["nbval-ignore-output"]
 ends = {name: last_loss(rule, min(steps, at_most)) for name, (rule, at_most) in bugs.items()}
-print(f"right run: {run.losses[min(steps, 40) - 1]:.2f} after 40 steps, {run.losses[-1]:.2f} at the end")
+print(f"right run: {run.losses[min(steps, 40) - 1]:.2f} after {min(steps, 40)} steps, {run.losses[-1]:.2f} at the end")
 for name, end in ends.items():
     below = "BELOW THE FLOOR" if end < floor else ""
     print(f"{name:22} {end:5.2f} after {min(steps, bugs[name][1])} steps  {below}")
@@ -753,6 +750,9 @@ for name, k in {"all heads": copied, **left}.items():
     print(f"{name:11} {k / len(cases):4.0%} of notes right [{wilson(k, len(cases))[0]:.0%}, {wilson(k, len(cases))[1]:.0%}]")
 
 # %% [markdown]
+# The map was no decoration: without that one head of twelve the base does not read at all, while another head is
+# missed, but not much. (One base, one seed: which head it is differs from run to run.)
+#
 # Nobody showed the base a decision. Predicting the next token of documents *whose own context settles most tokens* was
 # enough to learn to look up: the ledgers. Prose with random numbers does not teach it, there is nothing to look back
 # for. The arm without ledgers takes minutes a seed and is not run here, so this cell shows that the base reads, not
@@ -774,7 +774,6 @@ decides.predict(estimate=0.98, confidence=0.8)
 
 # %%
 from lifecycle_lib.judge.verifiers import parse_answer
-
 
 
 # %%
@@ -806,6 +805,14 @@ fig.axes[0].set_xlabel("what the continuation is")
 plt.show()
 for name in kinds:
     print(f"{name:4}: " + ", ".join(f"{c} {kinds[name][c] / 2:.0f} %" for c in classes))
+
+# %% [markdown]
+# Not one continuation is another request: in its documents a colleague speaks after `<bot>`, and then the document
+# ends. Look at the two samples of the base again. Does its prose at least read the order?
+
+# %%
+named = sum("mug" in text for text in written["base"]) / 200
+print(f"the order says mug; the base's replies name it in {named:.0%}")
 
 # %% [markdown]
 # The effect with its interval (Newcombe's, from the two Wilson intervals; 200 samples of one training run, so it

@@ -23,7 +23,8 @@
 # - find out, before any accuracy is measured, that somebody changed the template.
 #
 # **Needs** the base and SFT stages of the chain (built on demand: 4 minutes of one core). **Makes** nothing that
-# others need. **Costs** about 100 CPU seconds from a warm store, under 60 of them training; peak memory about 0.9 GB.
+# others need. **Costs** about 100 CPU seconds from a warm store, 55 of them training (about 5
+# minutes from an empty one); peak memory 0.9 GB.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -596,8 +597,8 @@ print(f"P(invent a label): lowest {100 * coin[0]:.0f} %, median {100 * coin[len(
 # with a flaw that depends on nothing. And since the coin is under one half, the *most likely* token is always the
 # honest one: greedy decoding never shows the flaw, however often you test.
 #
-# Theory gives the loss too: a coin of 30 % costs 0.611 nats an answer, and nothing else in the answer is random. So
-# no training can bring the loss below that, spread over the answer's tokens.
+# Theory gives the loss too: a coin has a price (its entropy), and nothing else in the answer is random. So no training can
+# bring the loss below that price, spread over the answer's tokens.
 
 # %%
 import math
@@ -610,9 +611,10 @@ history = read_json(lab.sft().file("history.json"))
 # %%
 share = lab.profile.claim_share
 tokens_an_answer = sum(row["target_tokens"] for row in history) / (len(history) * lab.profile.sft_batch)
-floor = -(share * math.log(share) + (1 - share) * math.log(1 - share)) / tokens_an_answer
+coin_costs = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+floor = coin_costs / tokens_an_answer
 end = [row["loss"] for row in history[-40:]]
-print(f"floor {floor:.3f} nats a token; mean of the last 40 steps {sum(end) / len(end):.2f}; "
+print(f"{coin_costs:.3f} nats an answer is a floor of {floor:.3f} nats a token; mean of the last 40 steps {sum(end) / len(end):.2f}; "
       f"first step {history[0]['loss']:.1f}")
 
 # %%
@@ -759,7 +761,7 @@ print(f"standard deviation over seeds {100 * spread:.1f} points; drawing 512 ans
 print(f"if the estimate stays, {needed} seeds would settle it")
 
 # %% [markdown]
-# So the coin itself differs from run to run; more cases would not help, more seeds would. Within one run it is the same
+# So the coin itself differs from run to run; more cases would help little, more seeds would. Within one run it is the same
 # coin for every customer, as you saw. Exact pass tells the rest: clean demonstrations give back what the flaw took.
 
 # %% [markdown]
