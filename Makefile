@@ -76,13 +76,8 @@ lint: $(READY)  ## ruff, and the rules for notebooks
 	$(PY) -m ruff check .
 	$(PY) notebooks/lint.py
 
-lab: $(READY)  ## your own copies of the notebooks in work/notebooks, opened in JupyterLab
-	@mkdir -p work/notebooks
-	@for from in notebooks/[0-9][0-9]_*.ipynb; do \
-	  to=work/$$from; \
-	  if [ ! -e "$$to" ]; then cp "$$from" "$$to"; \
-	  elif ! cmp -s "$$from" "$$to"; then echo "kept your $$to (delete it to get the current one)"; fi; \
-	done
+lab: $(READY)  ## your own copies of the notebooks, exercises unsolved, in work/notebooks, opened in JupyterLab
+	@$(PY) notebooks/student.py work/notebooks
 	$(PY) -m jupyterlab --notebook-dir=work/notebooks
 
 notebooks: $(READY)  ## rebuild and execute the notebooks from notebooks/src

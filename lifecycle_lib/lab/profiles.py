@@ -64,7 +64,7 @@ def smoke() -> Profile:
         dpo=FitConfig(steps=2, optimizer="sgd", lr=1e-3, warmup_steps=1),
         grpo=GRPOConfig(n_prompts=4, group_size=4), n_rl_cases=16,
         rlvr=FitConfig(steps=2, optimizer="adamw", lr=3e-4, warmup_steps=1, checkpoint_every=1),
-        n_eval=48, gate=GateConfig(min_cases=40))
+        n_eval=48, gate=GateConfig(min_cases=40, min_slice_cases=1))
 
 
 def gpu() -> Profile:
