@@ -750,13 +750,12 @@ for name, k in {"all heads": copied, **left}.items():
     print(f"{name:11} {k / len(cases):4.0%} of notes right [{wilson(k, len(cases))[0]:.0%}, {wilson(k, len(cases))[1]:.0%}]")
 
 # %% [markdown]
-# The map was no decoration: without that one head of twelve the base does not read at all, while another head is
-# missed, but not much. (One base, one seed: which head it is differs from run to run.)
+# The map was no decoration: without that one head of twelve the base does not read at all. (One base, one seed: which
+# head it is differs from run to run.)
 #
 # Nobody showed the base a decision. Predicting the next token of documents *whose own context settles most tokens* was
-# enough to learn to look up: the ledgers. Prose with random numbers does not teach it, there is nothing to look back
-# for. The arm without ledgers takes minutes a seed and is not run here, so this cell shows that the base reads, not
-# what made it read.
+# enough to learn to look up: the ledgers. Prose with random numbers leaves nothing to look back for. The arm without
+# ledgers takes minutes a seed and is not run here: this shows that the base reads, not what made it read.
 #
 # ## It reads. Does it decide?
 #
