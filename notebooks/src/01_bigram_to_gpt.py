@@ -754,8 +754,8 @@ for name, k in {"all heads": copied, **left}.items():
 # head it is differs from run to run.)
 #
 # Nobody showed the base a decision. Predicting the next token of documents *whose own context settles most tokens* was
-# enough to learn to look up: the ledgers. Prose with random numbers leaves nothing to look back for. The arm without
-# ledgers takes minutes a seed and is not run here: this shows that the base reads, not what made it read.
+# enough to learn to look up: the ledgers. The arm without ledgers takes minutes a seed and is not run here: this shows
+# that the base reads, not what made it read.
 #
 # ## It reads. Does it decide?
 #
