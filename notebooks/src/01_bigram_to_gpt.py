@@ -750,12 +750,12 @@ for name, k in {"all heads": copied, **left}.items():
     print(f"{name:11} {k / len(cases):4.0%} of notes right [{wilson(k, len(cases))[0]:.0%}, {wilson(k, len(cases))[1]:.0%}]")
 
 # %% [markdown]
-# The map was no decoration: without that one head of twelve the base does not read at all. (One base, one seed: which
-# head it is differs from run to run.)
+# The map was no decoration: without that one head of twelve the base does not read. (One base, one seed: which head
+# it is differs from run to run.)
 #
-# Nobody showed the base a decision. Predicting the next token of documents *whose own context settles most tokens* was
-# enough to learn to look up: the ledgers. The arm without ledgers takes minutes a seed and is not run here: this shows
-# that the base reads, not what made it read.
+# Nobody showed the base a decision. Predicting the next token of documents *whose own context settles most tokens*,
+# the ledgers, was enough to learn to look up. The arm without ledgers takes minutes a seed and is not run here: you
+# have seen that the base reads, not yet what made it read.
 #
 # ## It reads. Does it decide?
 #
@@ -973,7 +973,7 @@ quiz("01")
 # Put your letters in. What stands here is one question, so that you see what grading does.
 
 # %%
-share = grade("01", {"q1": "b"})
+share = grade("01", {"q1": "c"})
 
 # %% [markdown]
 # ## Interview questions
