@@ -36,7 +36,7 @@ def cmd_run(args: argparse.Namespace) -> int:
     from lifecycle_lib.corpus.text import read_corpus
     from lifecycle_lib.lab import release_run
     from lifecycle_lib.lab.profiles import pick_profile
-    from lifecycle_lib.lab.report import render_text, report_folder, time_text
+    from lifecycle_lib.lab.report import render_text, time_text
     from lifecycle_lib.lab.stages import Lab
 
     start = time.perf_counter()
@@ -51,7 +51,7 @@ def cmd_run(args: argparse.Namespace) -> int:
     lab = Lab(profile=profile, seed=args.seed, device=device, store=Store(store_root(args.store)), corpus=args.corpus,
               base_folder=args.base)
     report = release_run.run(lab)
-    folder = report_folder(lab.store.root, profile.name, args.seed)
+    folder = lab.store.root / "reports" / report["run"]
     print(f"\n{render_text(report)}\n{folder / 'report.html'}\nthis run took {time_text(time.perf_counter() - start)}")
     return 0
 

@@ -19,7 +19,7 @@ from lifecycle_lib.desk import cases, world
 from lifecycle_lib.judge import evals
 from lifecycle_lib.judge.gates import GateDecision, GateRefused, decide
 from lifecycle_lib.judge.release import Registry, Release
-from lifecycle_lib.lab.report import bytes_text, rate_text, render_html, render_text, report_folder, time_text
+from lifecycle_lib.lab.report import bytes_text, rate_text, render_html, render_text, run_name, time_text
 from lifecycle_lib.lab.stages import STAGES, Lab
 
 PARENT = {"sft": "base", "dpo": "sft", "rlvr": "dpo", "int8": "rlvr", "int4": "rlvr"}
@@ -60,8 +60,9 @@ def run(lab: Lab, say: Callable[[str], None] = print) -> dict:
         "stages": [stage_row(lab, name, one) for name, one in done.items()], "gate": gate, "release": release,
         "seconds": sum(a.card["wall_s"] for a in parts),
         "peak_memory_bytes": max(a.card["peak_memory_bytes"] for a in parts),
-        "profile": lab.profile.name, "seed": lab.seed, "device": str(lab.device)}
-    folder = report_folder(lab.store.root, lab.profile.name, lab.seed)
+        "profile": lab.profile.name, "seed": lab.seed, "device": str(lab.device),
+        "run": run_name(lab.profile.name, lab.seed, lab.corpus or lab.base_folder)}
+    folder = lab.store.root / "reports" / report["run"]
     write_json(folder / "report.json", report)
     write_text(folder / "report.txt", render_text(report))
     write_text(folder / "report.html", render_html(report))
@@ -159,8 +160,9 @@ def release_card(lab: Lab, artifact: Artifact | None, decision: GateDecision | N
     lineage = [{"name": a.name, "fingerprint": a.fingerprint, "seconds": a.card["wall_s"]}
                for a in (*lab.store.lineage(artifact), artifact)]
     tokenizer = lab.tokenizer()
+    run = run_name(lab.profile.name, lab.seed, lab.corpus or lab.base_folder)
     release = Release.of(
-        f"{artifact.name}-{lab.profile.name}-seed{lab.seed}", checkpoint=artifact.fingerprint,
+        f"{artifact.name}-{run}", checkpoint=artifact.fingerprint,
         index="none: policies travel in the prompt", prompt=code_fingerprint([world, cases])[:16],
         gate=decision.gate_version,
         paths=[one.path / name for one in (artifact, tokenizer) for name in one.card["files"]])

@@ -25,14 +25,16 @@ SLICES = {"plain": "Plain case", "boundary": "Two days or less from the limit", 
 
 # ---- where reports lie -------------------------------------------------------------------------------------
 
-def report_folder(root: Path, profile: str, seed: int) -> Path:
-    """Where a run's report lies."""
-    return root / "reports" / f"{profile}-seed{seed}"
+def run_name(profile: str, seed: int, given: Path | str | None = None) -> str:
+    """Name of a run and of its report's folder; `given` is the user's own text or checkpoint, if there is one."""
+    own = "" if given is None else "-" + re.sub(r"[^A-Za-z0-9._]+", "_", Path(given).name)
+    return f"{profile}-seed{seed}{own}"
 
 
 def find_report(root: Path, profile: str | None = None, seed: int | None = None) -> Path:
     """The newest report.json below `root`, of this profile and seed if given. ValueError when there is none."""
-    found = sorted((root / "reports").glob(f"{profile or '*'}-seed{'*' if seed is None else seed}/report.json"),
+    names = [f"{profile or '*'}-seed{'*' if seed is None else seed}{own}/report.json" for own in ("", "-*")]
+    found = sorted({path for name in names for path in (root / "reports").glob(name)},
                    key=lambda path: path.stat().st_mtime_ns)
     if not found:
         given = {"profile": profile, "seed": seed}
@@ -180,7 +182,9 @@ def notes(report: Mapping) -> list[str]:
 def render_text(report: Mapping) -> str:
     """The report for a terminal."""
     first, second = verdict_text(report)
-    out = [f"LIFECYCLE {report['profile']}, seed {report['seed']}, {report['device']}",
+    own = report["run"].removeprefix(f"{report['profile']}-seed{report['seed']}").removeprefix("-")
+    own = f", with {own}" if own else ""
+    out = [f"LIFECYCLE {report['profile']}, seed {report['seed']}, {report['device']}{own}",
            *_wrap(what_was_built(report)), "", *_wrap(f"GATE {report['gate']['decision']}: {first}"), *_wrap(second),
            "", "SCORECARD", *_columns(scorecard(report)), *(line for note in notes(report) for line in _wrap(note)), "",
            "SAMPLE ANSWERS (temperature 1)"]

@@ -65,7 +65,8 @@ def fake_report(decision: str = "SHIP", answer: str = HOSTILE) -> dict:
             "release": {"state": "full" if shipped else "none", "name": "int4-laptop-seed0" if shipped else None,
                         "release_id": "feedfeedfeedfeed" if shipped else None, "fingerprint": "0123456789abcdef",
                         "served_now": None, "lineage": lineage if shipped else []},
-            "seconds": 612.0, "peak_memory_bytes": 612_000_000, "profile": "laptop", "seed": 0, "device": "cpu"}
+            "seconds": 612.0, "peak_memory_bytes": 612_000_000, "profile": "laptop", "seed": 0, "device": "cpu",
+            "run": "laptop-seed0"}
 
 
 class Reader(html.parser.HTMLParser):
@@ -227,3 +228,14 @@ def test_svg_is_repeatable_and_labelled(drawn):
     first, second = (figures.to_svg(all_figures()["scorecard"], 'a "quoted" <label>') for _ in range(2))
     assert first == second
     assert 'aria-label="a &quot;quoted&quot; &lt;label>"' in first and "currentColor" in first
+
+
+def test_a_run_on_own_text_has_a_folder_of_its_own(tmp_path):
+    from lifecycle_lib.lab.report import find_report, run_name
+    names = [run_name("smoke", 1), run_name("smoke", 1, "a b/my text.csv"), run_name("smoke", 10)]
+    assert names == ["smoke-seed1", "smoke-seed1-my_text.csv", "smoke-seed10"]
+    for name in names:
+        (tmp_path / "reports" / name).mkdir(parents=True)
+        (tmp_path / "reports" / name / "report.json").write_text("{}")
+    assert find_report(tmp_path, "smoke", 1).parent.name in names[:2]  # never seed 10's
+    assert find_report(tmp_path, "smoke", 10).parent.name == "smoke-seed10"
