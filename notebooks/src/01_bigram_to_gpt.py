@@ -16,7 +16,7 @@
 # - show that a one-matrix network learns exactly that table;
 # - write a GPT in one cell and prove that it is transformers' Llama;
 # - measure what one small change (token shift) does to reading, with an interval;
-# - catch two training bugs that the loss does not show, and one that it shows too well;
+# - catch a training bug that the loss hides, and two that flatter it;
 # - say why a base model continues a request, and why a better base would not help.
 #
 # **Needs** nothing but this repository; `corpus` takes any UTF-8 text file of yours. **Makes** no artifact: the small
@@ -207,8 +207,8 @@ for number, ((left, right), times, made) in enumerate(merges, 1):
     print(f"merge {number}: ids {left:3} + {right:3}, seen {times} times  ->  {made.decode()!r}")
 
 # %% [markdown]
-# Oracle: the `tokenizers` library, which is not ours, trained on the same text with the same cuts. And the library's
-# own version, which does the same in far less time.
+# Oracle: the `tokenizers` library, which is not ours, trained on the same text with the same cuts. And our own
+# library's version.
 
 # %%
 import json
@@ -439,7 +439,8 @@ def pretrain(shift, seed):
 # %%
 runs = {(True, seed): pretrain(True, seed)}
 model, run = runs[True, seed]
-print(f"{model.n_params():,} parameters, {run.steps} steps, first loss {run.losses[0]:.1f} (ln V = {torch.tensor(vocab_size).log():.1f})")
+print(f"{model.n_params():,} parameters, {run.steps} steps, first loss {run.losses[0]:.1f}, "
+      f"ln V = {torch.tensor(vocab_size).log():.1f}")
 
 # %%
 held_loss = lm_loss(model, held, 64)
@@ -447,8 +448,9 @@ held_loss = lm_loss(model, held, 64)
 # %% tags=["nbval-ignore-output"]
 fig = learning_curve({"neural bigram": bigram_run.history, "GPT": run.history}, title="One token back, or all of them",
                      not_measured="other seeds, held-out text (printed below)", smooth=5)
-fig.axes[0].axhline(counted.nll(stream), color="#808080", linestyle=":")
-fig.axes[0].annotate("count bigram: the floor of any table", (0, counted.nll(stream)), (steps / 4, counted.nll(stream) + 0.2))
+line = counted.nll(stream)
+fig.axes[0].axhline(line, color="#808080", linestyle=":")
+fig.axes[0].annotate("count bigram: the floor of any table", (0, line), (steps / 4, line + 0.2))
 plt.show()
 print(f"held out, nats per token: uniform {torch.tensor(vocab_size).log():.2f}, single tokens {lone:.2f}, "
       f"count bigram {smoothed.nll(held):.2f}, GPT {held_loss:.2f}")
@@ -551,7 +553,7 @@ print("verdict:", decided if full else "not the run whose verdict we know")
 
 # %% [markdown]
 # What this does not show: that a GPT cannot read without the shift. Two layers can build the same circuit (the first
-# copies each token to its right neighbour, the second matches), they only find it later. It shows that at this size
+# copies each token to its right neighbour, the second matches), they may find it later. It shows that at this size
 # and this budget you would not see it.
 #
 # ## Break it on purpose
@@ -693,7 +695,8 @@ ax.set(xlabel="token that is looked at", ylabel="token that asks", title=f"Layer
 ax.set_ylim(max(rows) + 0.5, min(rows) - 0.5)
 ax.grid(False)
 fig.colorbar(picture, label="share of attention")
-footer(fig, f"n = 1 document, {len(asking)} lookups, no interval.\nNot measured here: other documents. A map shows where a head looks, not that it is needed.")
+footer(fig, f"n = 1 document, {len(asking)} lookups, no interval.\n"
+       "Not measured here: other documents. A map shows where a head looks, not that it is needed.")
 
 # %%
 for t in asking:
@@ -747,15 +750,16 @@ def without_head(layer, head):
 idle = min((h for h in range(n_head) if h != head), key=lambda h: mass[layer, h])
 left = {f"head {h} out": without_head(layer, h) for h in (head, idle)}
 for name, k in {"all heads": copied, **left}.items():
-    print(f"{name:11} {k / len(cases):4.0%} of notes right [{wilson(k, len(cases))[0]:.0%}, {wilson(k, len(cases))[1]:.0%}]")
+    low, high = wilson(k, len(cases))
+    print(f"{name:11} {k / len(cases):4.0%} of notes right [{low:.0%}, {high:.0%}]")
 
 # %% [markdown]
 # The map was no decoration: without that one head of twelve the base does not read. (One base, one seed: which head
 # it is differs from run to run.)
 #
-# Nobody showed the base a decision. Predicting the next token of documents *whose own context settles most tokens*,
-# the ledgers, was enough to learn to look up. The arm without ledgers takes minutes a seed and is not run here: you
-# have seen that the base reads, not yet what made it read.
+# Nobody showed the base a decision; predicting the next token was enough to learn to look up. The suspects are the
+# ledgers, documents *whose own context settles most tokens*. The arm without them takes minutes a seed and is not run
+# here: you have seen that the base reads, not yet what made it read.
 #
 # ## It reads. Does it decide?
 #
@@ -811,7 +815,7 @@ for name in kinds:
 
 # %%
 named = sum("mug" in text for text in written["base"]) / 200
-print(f"the order says mug; the base's replies name it in {named:.0%}")
+print(f"the order says mug; the base's replies name it in {named:.0%} (the desk sells 10 items: guessing is 10 %)")
 
 # %% [markdown]
 # The effect with its interval (Newcombe's, from the two Wilson intervals; 200 samples of one training run, so it
