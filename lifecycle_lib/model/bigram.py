@@ -112,7 +112,7 @@ def kl_to_counts(neural: NeuralBigram, counts: CountBigram) -> float:
     weights = counts.counts.double() + counts.smoothing
     joint = weights / weights.sum()
     p = counts.probs().nan_to_num(0.0)
-    log_q = neural.logits.detach().double().log_softmax(1).to(p.device)
+    log_q = neural.logits.detach().cpu().double().log_softmax(1).to(p.device)
     return float((joint * (p.clamp_min(1e-300).log() - log_q)).sum())
 
 
