@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from lifecycle_lib.core.records import check_fields, read_json
 from lifecycle_lib.core.stats import Effect, verdict
-from lifecycle_lib.lab.evidence import equivalence
+from lifecycle_lib.lab.design import equivalence
 from lifecycle_lib.lab.figures import interval_dots
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
@@ -119,7 +119,8 @@ def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path 
     for row in rows:
         value, low, high = (in_unit(row[k], row["unit"].split(" of ")[0], 1) for k in ("estimate", "low", "high"))
         print(f"  {row['name']:<{width}}  {value:>12}  [{low}, {high}]")
-    print(f"{evidence['interval']}; {len(evidence['seeds'])} seeds, {evidence['n_cases']} frozen cases a seed")
+    print(f"{evidence['interval']}; {len(evidence['seeds'])} seeds, {evidence['n_cases']:,} "
+          f"{evidence.get('items', 'frozen cases')} a seed")
 
 
 def evidence_figure(name: str, effects: Sequence[str] | None = None, title: str = "", folder: Path = RESULTS,

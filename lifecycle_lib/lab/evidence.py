@@ -9,9 +9,8 @@ The files are never written by hand.
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
@@ -19,15 +18,16 @@ from statistics import mean
 from lifecycle_lib.core.progress import bar
 from lifecycle_lib.core.records import read_json, write_json
 from lifecycle_lib.core.seeds import one_thread
-from lifecycle_lib.core.stats import Effect, paired_effect, pass_at_k, verdict, wilson
+from lifecycle_lib.core.stats import paired_effect, pass_at_k, verdict
 from lifecycle_lib.core.store import Artifact, Store
 from lifecycle_lib.judge import evals
 from lifecycle_lib.judge.gates import decide
+from lifecycle_lib.lab.design import Design, Row, summarise
 from lifecycle_lib.lab.profiles import PROFILES
 from lifecycle_lib.lab.stages import Lab, reward_of
+from lifecycle_lib.lab.studies import STUDIES
 from lifecycle_lib.model.memory import ideal_bytes, weight_bytes
 
-Row = dict[str, float]
 RATES = ("json_validity", "policy_id", "eligibility", "exact_pass", "invented_claim_rate", "refusal")
 
 
@@ -98,28 +98,12 @@ def quantisation(lab: Lab) -> tuple[Row, list[Artifact]]:
     return row | {"int8.ideal_bytes": ideal_bytes(n_params, 8), "int4.ideal_bytes": ideal_bytes(n_params, 4)}, made
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Design:
-    """One claim and how it is decided. `effects` are (name, treatment key, control key or None, unit); the first is
-    the claim's own, with `smallest` the least effect worth having. Every effect is larger-is-better as written."""
-
-    measure: Callable[[Lab], tuple[Row, list[Artifact]]]
-    claim: str
-    notebook: str
-    rows: tuple[str, ...]
-    falsifier: str
-    smallest: float
-    arms: tuple[str, ...] = ()  # verifiers, each asked by itself: was it cheated?
-    also: tuple[tuple[str, float], ...] = ()  # further clauses of the falsifier: this effect must not lie below that
-    effects: tuple[tuple[str, str, str | None, str], ...]
-
-
 def _slices(arm: str, control: str) -> tuple[tuple[str, str, str, str], ...]:
     return tuple((f"{arm}: exact, {s}", f"{arm}.exact.{s}", f"{control}.exact.{s}", "share")
                  for s in ("plain", "boundary", "unconfirmed", "no_policy"))
 
 
-DESIGNS: dict[str, Design] = {
+CHAIN: dict[str, Design] = {
     "sft_room": Design(
         measure=sft_room, notebook="07", rows=("S1-09", "S1-12", "S1-14"), smallest=0.1,
         claim="SFT turns a base that answers no JSON into a reader, and flawed demonstrations (30 % invent a label) "
@@ -182,7 +166,7 @@ DESIGNS: dict[str, Design] = {
                  *((f"{v}: blocked by the gate", f"{v}.blocked", None, "share of seeds")
                    for v in ("shape_only", "eligible_true_only", "length", "full")))),
     "quantisation": Design(
-        measure=quantisation, notebook="16", rows=("S1-46", "S0-37", "S3-3.30"), smallest=0.01,
+        measure=quantisation, notebook="16", equivalence=True, rows=("S1-46", "S0-37", "S3-3.30"), smallest=0.01,
         claim="packed int8 answers within 1 point of fp32",
         falsifier="int8 differs from fp32 by more than 1 point (interval leaves [-0.01, 0.01])",
         effects=(("exact pass, int8 - fp32", "int8.exact_pass", "fp32.exact_pass", "share"),
@@ -197,27 +181,7 @@ DESIGNS: dict[str, Design] = {
 }
 
 
-def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
-    """(effects as rows, verdict). A design that claims equivalence (quantisation) is decided by its margin; a clause of
-    `also` can only lower the verdict."""
-    effects, first = [], None
-    for name, treatment, control, unit in design.effects:
-        values = [r[treatment] for r in rows]
-        if unit == "share of seeds":
-            effect = Effect(mean(values), *wilson(round(sum(values)), len(values)), len(values))
-        else:
-            effect = paired_effect(values, [r[control] if control else 0.0 for r in rows])
-        effects.append(effect.as_dict(name, unit))
-        first = first or effect
-    assert first is not None
-    decided = equivalence(first, design.smallest) if design.measure is quantisation else verdict(first, design.smallest)
-    for name, limit in design.also:
-        effect = next(e for e in effects if e["name"] == name)
-        if effect["high"] < limit:
-            decided = "refuted"
-        elif effect["low"] < limit and decided == "supported":
-            decided = "inconclusive"
-    return effects, decided
+DESIGNS: dict[str, Design] = CHAIN | STUDIES
 
 
 def cheated(arm: str, rows: Sequence[Row]) -> dict:
@@ -231,13 +195,6 @@ def cheated(arm: str, rows: Sequence[Row]) -> dict:
     return {"verdict": both.pop() if len(both) == 1 else "refuted" if "refuted" in both else "inconclusive",
             "own reward gained": [gain.estimate, gain.low, gain.high],
             "exact pass lost": [loss.estimate, loss.low, loss.high]}
-
-
-def equivalence(effect: Effect, margin: float) -> str:
-    """Two one-sided tests by interval: supported inside (-margin, margin), refuted outside it, else inconclusive."""
-    if -margin <= effect.low and effect.high <= margin:
-        return "supported"
-    return "refuted" if effect.low > margin or effect.high < -margin else "inconclusive"
 
 
 def measure_seed(name: str, profile: str, seed: int, root: str, device: str | None) -> dict:
@@ -273,8 +230,10 @@ def run(name: str, seeds: Sequence[int], out: Path, profile: str = "laptop", roo
     evidence = {"id": name, "claim": design.claim, "notebook": design.notebook, "rows": list(design.rows),
                 "seeds": list(seeds), "effects": effects, "verdict": decided, "falsifier": design.falsifier,
                 "smallest_effect": design.smallest, "interval": "95 % paired t over seeds", "profile": profile,
-                "n_cases": PROFILES[profile]().n_eval, "per_seed": [{"seed": r["seed"], **r["row"]} for r in results],
+                "n_cases": design.n_items or PROFILES[profile]().n_eval, "items": design.items,
+                "per_seed": [{"seed": r["seed"], **r["row"]} for r in results],
                 "arms": {arm: cheated(arm, [r["row"] for r in results]) for arm in design.arms},
+                **({"extra": design.extra([r["row"] for r in results])} if design.extra else {}),
                 "run_cards": sorted({c for r in results for c in r["cards"]}), "device": results[0]["device"],
                 "seconds": round(sum(r["seconds"] for r in results), 1),
                 "wall_s": round(time.perf_counter() - start, 1)}

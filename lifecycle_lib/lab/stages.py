@@ -69,7 +69,7 @@ class Lab:
         own = {k: changes.pop(k) for k in ("seed",) if k in changes}
         return replace(self, profile=replace(self.profile, **changes), **own)
 
-    def _make(self, name: str, config: dict, parents: dict[str, Artifact], make: Callable[[Path], dict],
+    def make(self, name: str, config: dict, parents: dict[str, Artifact], make: Callable[[Path], dict],
               code: Sequence[ModuleType], data: Sequence[Path] = ()) -> Artifact:
         config = {"seed": self.seed, "device": self.device.type, **config}
         return self.store.get_or_make(name, config, parents,
@@ -161,7 +161,7 @@ class Lab:
         if self.corpus:
             read_corpus(self.corpus)  # a bad file is refused before the store is touched
             config |= {"corpus_share": p.corpus_share}
-        return self._make("base", config, {"tokenizer": self.tokenizer()}, make, (*TRAIN, pretrain, corpus_text),
+        return self.make("base", config, {"tokenizer": self.tokenizer()}, make, (*TRAIN, pretrain, corpus_text),
                           data=[Path(self.corpus)] if self.corpus else [])
 
     def sft(self, parent: Artifact | None = None) -> Artifact:
@@ -178,7 +178,7 @@ class Lab:
             return self._train(folder, model, lambda s: batches(s).to(self.device), answer_loss, cfg, "sft")
 
         config = {"sft_batch": p.sft_batch, "claim_share": p.claim_share, "sft": cfg}
-        return self._make("sft", config, {"tokenizer": self.tokenizer(), "base": parent}, make, (*TRAIN, sft))
+        return self.make("sft", config, {"tokenizer": self.tokenizer(), "base": parent}, make, (*TRAIN, sft))
 
     def dpo(self, parent: Artifact | None = None) -> Artifact:
         """Preference pairs: the plain answer over the one that invents a label."""
@@ -192,7 +192,7 @@ class Lab:
             return self._train(folder, model, batches, lambda m, b: dpo.pair_loss(m, b, p.beta), p.dpo, "dpo")
 
         config = {k: getattr(p, k) for k in ("n_pairs", "dpo_batch", "beta", "dpo")}
-        return self._make("dpo", config, {"tokenizer": self.tokenizer(), "parent": parent}, make, (*TRAIN, dpo))
+        return self.make("dpo", config, {"tokenizer": self.tokenizer(), "parent": parent}, make, (*TRAIN, dpo))
 
     def rlvr(self, parent: Artifact | None = None, reward: str = "full", shuffle: bool = False) -> Artifact:
         """Verifier rewards by GRPO. `shuffle` deals rewards out at random within each group: the control."""
@@ -208,7 +208,7 @@ class Lab:
             return self._train(folder, model, batches, lambda m, b: grpo.rollout_loss(m, b, cfg), p.rlvr, "rlvr")
 
         config = {"reward": reward, "shuffle": shuffle, "grpo": cfg, "n_rl_cases": p.n_rl_cases, "rlvr": p.rlvr}
-        return self._make("rlvr", config, {"tokenizer": self.tokenizer(), "parent": parent}, make,
+        return self.make("rlvr", config, {"tokenizer": self.tokenizer(), "parent": parent}, make,
                           (*TRAIN, grpo, sampling, verifiers))
 
     def quantised(self, name: str, parent: Artifact | None = None, **settings: object) -> Artifact:
@@ -220,7 +220,7 @@ class Lab:
             self._save(folder, quantise_model(self.load(parent).cpu(), **settings), settings)
             return {"steps": 0}
 
-        return self._make(name, settings, {"parent": parent}, make, (gpt, checkpoint, quantise))
+        return self.make(name, settings, {"parent": parent}, make, (gpt, checkpoint, quantise))
 
     def stage(self, name: str) -> Artifact:
         """The artifact of a stage by name, built if needed."""
@@ -249,7 +249,7 @@ class Lab:
             write_json(folder / "report.json", report)
             return {"n_cases": report["n_cases"]}
 
-        return self._make("eval", {"temperature": temperature, "n_eval": self.profile.n_eval},
+        return self.make("eval", {"temperature": temperature, "n_eval": self.profile.n_eval},
                           {"checkpoint": artifact, "tokenizer": self.tokenizer()}, make,
                           (gpt, tokenizer, checkpoint, quantise, sampling, engine, evals, verifiers))
 

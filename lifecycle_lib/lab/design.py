@@ -1,0 +1,73 @@
+"""What a recorded experiment is: how a seed is measured, what is claimed, and how the verdict follows.
+
+A design measures a dict of numbers per seed; all arms of one seed share what they can (data draw, base, eval items).
+Effects are paired by seed with 95 % t intervals; shares of seeds carry Wilson intervals.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from lifecycle_lib.core.stats import Effect, paired_effect, verdict, wilson
+
+if TYPE_CHECKING:
+    from lifecycle_lib.core.store import Artifact
+    from lifecycle_lib.lab.stages import Lab
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    """One claim and how it is decided. `effects` are (name, treatment key, control key or None, unit); the first is
+    the claim's own, with `smallest` the least effect worth having. Every effect is larger-is-better as written.
+
+    `also`: further clauses of the falsifier, (effect, limit): that effect must not lie below the limit.
+    `within`: (effect, margin): that effect must lie inside plus or minus the margin (equivalence).
+    `equivalence`: the first effect itself is a claim of no difference, with `smallest` its margin.
+    `extra` makes what is not one number a seed (fits, curves) from the rows; it lands in the file as "extra".
+    `n_items` of `items` are scored a seed (None: the frozen cases of the profile)."""
+
+    measure: Callable[["Lab"], tuple[Row, list["Artifact"]]]
+    claim: str
+    notebook: str
+    rows: tuple[str, ...]
+    falsifier: str
+    smallest: float
+    arms: tuple[str, ...] = ()  # verifiers, each asked by itself: was it cheated?
+    also: tuple[tuple[str, float], ...] = ()
+    within: tuple[tuple[str, float], ...] = ()
+    equivalence: bool = False
+    extra: Callable[[Sequence[Row]], dict] | None = None
+    n_items: int | None = None
+    items: str = "frozen cases"
+    effects: tuple[tuple[str, str, str | None, str], ...]
+
+
+def equivalence(effect: Effect, margin: float) -> str:
+    """Two one-sided tests by interval: supported inside (-margin, margin), refuted outside it, else inconclusive."""
+    if -margin <= effect.low and effect.high <= margin:
+        return "supported"
+    return "refuted" if effect.low > margin or effect.high < -margin else "inconclusive"
+
+
+def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
+    """(effects as rows, verdict). A clause of `also` or `within` can only lower the verdict."""
+    found: dict[str, Effect] = {}
+    units: dict[str, str] = {}
+    for name, treatment, control, unit in design.effects:
+        values = [r[treatment] for r in rows]
+        if unit == "share of seeds":
+            found[name] = Effect(mean(values), *wilson(round(sum(values)), len(values)), len(values))
+        else:
+            found[name] = paired_effect(values, [r[control] if control else 0.0 for r in rows])
+        units[name] = unit
+    first = found[design.effects[0][0]]
+    decided = [equivalence(first, design.smallest) if design.equivalence else verdict(first, design.smallest)]
+    for name, limit in design.also:
+        effect = found[name]
+        decided.append("refuted" if effect.high < limit else "inconclusive" if effect.low < limit else "supported")
+    decided += [equivalence(found[name], margin) for name, margin in design.within]
+    worst = next(v for v in ("refuted", "inconclusive", "supported") if v in decided)
+    return [effect.as_dict(name, units[name]) for name, effect in found.items()], worst

@@ -1,0 +1,5 @@
+"""The experiments of the data half: each a design over many small models, recorded by `lifecycle evidence NAME`."""
+
+from lifecycle_lib.lab.design import Design
+
+STUDIES: dict[str, Design] = {}
