@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lifecycle_lib.lab import cli_audit, cli_data, cli_rights, cli_verify
+
 RESUME = "lifecycle: stopped; the same command goes on from where it was"
 
 
@@ -156,6 +158,12 @@ def make_parser() -> Parser:
     evidence.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     evidence.add_argument("--workers", type=int, default=2, help="processes side by side (default 2)")
     evidence.add_argument("--out", default="data/results", help="folder of the result files (default data/results)")
+    text = "gates, rights and audits of a corpus of your own (JSONL)"
+    data = commands.add_parser("data", help=text, description=text, allow_abbrev=False)
+    data_commands = data.add_subparsers(metavar="COMMAND", required=True)
+    for module in (cli_data, cli_rights, cli_audit):
+        module.register(data_commands)
+    cli_verify.register(commands)
     return parser
 
 
