@@ -5,7 +5,9 @@
 come with the patterns: Luhn's check digit for cards (ISO/IEC 7812), mod 97 for IBANs (ISO 13616), ranges for IP
 addresses and US social security numbers.
 
-How often they are right is measured, not claimed: `privacy_eval.py` scores them against labelled spans.
+How often they are right is measured, not claimed: `score_spans` counts against labelled spans, by kind, with Wilson
+intervals. The spans of one template are alike, so those intervals are too narrow for templated text: hold templates
+out (`privacy_eval.split_by_template`).
 
 Left out: place names, organisations, nationalities and bare years, which no short pattern tells from other words;
 names without a cue (`privacy_eval.TokenClassifier` finds some of those); languages other than English for the cue
@@ -14,8 +16,11 @@ words. No list of names or places is used.
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lifecycle_lib.core.stats import wilson
 
 Found = Iterator[tuple[int, int]]
 
@@ -65,7 +70,9 @@ _digit_runs = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){11,18}(?![\w-]|\.\d)")
 _iban = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _ip = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})(?![\w:]|\.\d)")
 _ssn = _all(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
-_phone = re.compile(r"(?<![\w.,/:#$-])(?:\+|\(\+?)?\d(?:[ .()-]{0,2}\d){6,14}(?![\w/:-]|[.,]\d)")
+_phone = re.compile(r"(?<![\w/#$-])(?<!\d[.,:])(?:\+|\(\+?)?\d(?:[ .()-]{0,2}\d){6,14}(?!\w|[/:.,-]\d)")
+_id = _all(r"\b(?:licen[cs]e|passport|account|customer|member(?:ship)?|national)(?: (?:number|no\.?|id|#))?(?: is|:) "
+           r"(?=\S*\d\S*\d\S*\d)([A-Z0-9][A-Z0-9-]{4,24})\b", re.I)
 _phone_cue = re.compile(r"(?:phone|call|tel|mobile|cell|fax|contact|number|text me)\b[^\n]{0,25}\n?[^\n]{0,5}$",
                         re.I)
 _months = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
@@ -77,10 +84,10 @@ _streets = ("street|str|st|road|rd|avenue|ave|lane|ln|drive|dr|court|courts|ct|s
             "pl|terrace|close|crescent|highway|hwy|parkway|row|gardens|walk|alley")
 _word = r"[^\W\d_][\w'.-]{0,24}"
 _address = _all(
-    rf"\b\d{{1,6}}[A-Za-z]?,? (?:{_word} ){{1,4}}(?:{_streets})\b\.?"  # 12 High Street
-    rf"(?:[,\s]+(?:apt|suite|unit|flat|room|floor)\.? ?#?\w{{1,6}})?|"
+    rf"\b\d{{1,6}}[A-Za-z]?,? (?:\d{{1,5}} )?(?:(?:{_word} ){{1,4}}(?:{_streets})\b\.?|(?:rue|via|calle) {_word})"
+    rf"(?:[,\s]+(?:apt|suite|unit|flat|room|floor)\.? ?#?\w{{1,6}})?|"  # 12 High Street, Flat 3
     rf"\b(?:p\.? ?o\.?|psc|unit) ?(?:\d{{1,5}},? )?box \d+(?:\s+(?:apo|fpo|dpo) [a-z]{{2}} \d{{5}})?|"  # PO Box 12
-    rf"\b(?:apt|suite|flat)\.? \d{{1,5}}\b|"
+    rf"\b(?:apo|fpo|dpo) a[aep] \d{{5}}\b|\b(?:apt|suite|flat)\.? \d{{1,5}}\b|"
     rf"\b(?:\w{{2,20}} )?\w{{2,20}}"
     rf"(?:stra(?:ss|ß)e|straat|gatan?|gaten|vej|vej[ae]n|vägen|veien|tie|katu|laan|weg) \d{{1,4}}\b|"
     rf"\b(?:\w{{2,20}} ){{1,3}}(?:út|utca|útja|u\.|tér|str|ulica) \d{{1,4}}\b|"
@@ -158,6 +165,12 @@ def births(text: str) -> Found:
     return (m.span() for m in _date.finditer(text) if _birth_cue.search(text[max(0, m.start() - 60):m.start()]))
 
 
+def id_numbers(text: str) -> Found:
+    """The value after "passport number is", "licence:", "account no. is" and such, of 5 characters or more with three
+    digits. Misses one without the word before it, and one of letters."""
+    return _id(text)
+
+
 def phones(text: str) -> Found:
     """7 to 15 digits with +, brackets or separators; without any of them only near "phone", "call" and such.
 
@@ -196,8 +209,8 @@ def persons(text: str) -> Found:
 
 DETECTORS: dict[str, Callable[[str], Found]] = {
     "EMAIL": emails, "SECRET": secrets, "URL": urls, "IBAN": ibans, "CARD": cards, "IP": ips, "US_SSN": ssns,
-    "BIRTH_DATE": births, "DATE": dates, "PHONE": phones, "ADDRESS": addresses, "ZIP": zips, "AGE": ages,
-    "PERSON": persons}
+    "BIRTH_DATE": births, "DATE": dates, "ADDRESS": addresses, "ZIP": zips, "ID_NUMBER": id_numbers, "PHONE": phones,
+    "AGE": ages, "PERSON": persons}
 
 _at_dot = _all(r"\b[\w.+-]{1,64}\s?(?:\(at\)|\[at\]|\bat\b|@)\s?[\w-]{1,63}"
                r"(?:\s?(?:\(dot\)|\[dot\]|\bdot\b|\.)\s?[a-z]{2,63}\b){1,3}(?<=[a-z])", re.I)
@@ -246,3 +259,98 @@ def mask(text: str, spans: Sequence[Span]) -> str:
         out += [text[at:span.start], f"[{span.kind}]"]
         at = span.end
     return "".join([*out, text[at:]])
+
+
+@dataclass(slots=True, kw_only=True)
+class Score:
+    """Counts for one kind: `hit` of `gold` spans found as this kind, `correct` of `found` ones; `touched` by any kind,
+    `covered` of `characters`: what a mask of everything found would hide. `missed` is the text of what no span touched.
+
+    Rates are None where there is nothing to divide by."""
+
+    gold: int = 0
+    hit: int = 0
+    touched: int = 0
+    found: int = 0
+    correct: int = 0
+    characters: int = 0
+    covered: int = 0
+    missed: list[str] = field(default_factory=list)
+
+    @property
+    def recall(self) -> float | None:
+        return self.hit / self.gold if self.gold else None
+
+    @property
+    def precision(self) -> float | None:
+        return self.correct / self.found if self.found else None
+
+    @property
+    def recall_interval(self) -> tuple[float, float] | None:
+        return wilson(self.hit, self.gold) if self.gold else None
+
+    @property
+    def precision_interval(self) -> tuple[float, float] | None:
+        return wilson(self.correct, self.found) if self.found else None
+
+
+def score_spans(gold: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]], match: str = "overlap"
+                ) -> dict[str, Score]:
+    """Score of each kind over documents; `gold[i]` and `found[i]` are the spans of document i.
+
+    "overlap": one shared character and the same kind are a hit; "exact": the same start, end and kind. Raises
+    ValueError for no gold span at all, unequal lengths, an unknown match."""
+    if match not in ("overlap", "exact"):
+        raise ValueError(f"match={match!r}: use 'overlap' or 'exact'")
+    if len(gold) != len(found):
+        raise ValueError(f"{len(gold)} documents with gold spans, {len(found)} searched: give both for each document")
+    if not any(gold):
+        raise ValueError("no gold span in any document: recall has no evidence; label some, or give the right file")
+    scores: dict[str, Score] = {}
+
+    def hits(span: Span, others: Sequence[Span]) -> bool:
+        return any(o.kind == span.kind and (o.overlaps(span) if match == "overlap" else
+                                            (o.start, o.end) == (span.start, span.end)) for o in others)
+
+    for truth, guesses in zip(gold, found):
+        for span in truth:
+            score = scores.setdefault(span.kind, Score())
+            score.gold += 1
+            score.hit += hits(span, guesses)
+            touched = [o for o in guesses if o.overlaps(span)]
+            score.touched += bool(touched)
+            score.characters += span.end - span.start
+            score.covered += sum(min(o.end, span.end) - max(o.start, span.start) for o in touched)
+            if not touched:
+                score.missed.append(span.text)
+        for span in guesses:
+            score = scores.setdefault(span.kind, Score())
+            score.found += 1
+            score.correct += hits(span, truth)
+    return scores
+
+
+def privacy_report(rows: Sequence[Mapping[str, Any]], detect: Callable[[str], list[Span]] = find_pii,
+                   match: str = "overlap", merge: Mapping[str, str] | None = None, examples: int = 3) -> dict[str, Any]:
+    """Precision and recall by kind over rows {"text", "spans": [Span, ...]}, most gold spans first, and what is missed.
+
+    `merge` renames kinds on both sides ({"BIRTH_DATE": "DATE"} where the labels do not tell them apart). Returns
+    {"table": [one dict a kind], "never_found": kinds with gold spans and no hit, "unlabelled": kinds found without a
+    gold span, "n_rows", "match"}. Raises ValueError as `score_spans`."""
+    rename = merge or {}
+
+    def renamed(spans: Sequence[Span]) -> list[Span]:
+        return [Span(s.start, s.end, rename.get(s.kind, s.kind), s.text) for s in spans]
+
+    gold = [[Span(s.start, s.end, s.kind, row["text"][s.start:s.end]) for s in renamed(row["spans"])] for row in rows]
+    scores = score_spans(gold, [renamed(detect(row["text"])) for row in rows], match)
+    table = []
+    for kind, s in sorted(scores.items(), key=lambda item: (-item[1].gold, item[0])):
+        seen = list(dict.fromkeys(s.missed))
+        table.append({"kind": kind, "gold": s.gold, "hit": s.hit, "recall": s.recall, "recall_interval":
+                      s.recall_interval, "found": s.found, "correct": s.correct, "precision": s.precision,
+                      "precision_interval": s.precision_interval, "touched": s.touched,
+                      "characters_hidden": s.covered / s.characters if s.characters else None,
+                      "missed": seen[:: max(1, len(seen) // examples)][:examples] if seen else []})
+    return {"table": table, "never_found": [t["kind"] for t in table if t["gold"] and not t["hit"]],
+            "unlabelled": [t["kind"] for t in table if not t["gold"]], "n_rows": len(rows), "match": match}
