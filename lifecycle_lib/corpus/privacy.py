@@ -80,11 +80,12 @@ _date = re.compile(rf"(?<![\w/.-])(?:\d{{4}}-\d\d?-\d\d?(?:[ T]\d\d:\d\d(?::\d\d
                    rf"\d\d?\.\d\d?\.\d{{4}}|\d\d?(?:st|nd|rd|th)?(?: of)? {_months}\.?,? \d{{4}}|"
                    rf"{_months}\.? \d\d?(?:st|nd|rd|th)?,? \d{{4}})(?![\w/-]|\.\d)", re.I)
 _birth_cue = re.compile(r"\b(?:born|birth|birthday|dob|d\.o\.b\.?)\b[^\n.!?,]{0,25}$", re.I)
-_streets = ("street|str|st|road|rd|avenue|ave|lane|ln|drive|dr|court|courts|ct|square|squares|boulevard|blvd|way|place|"
-            "pl|terrace|close|crescent|highway|hwy|parkway|row|gardens|walk|alley")
+_streets = "street|str|st|road|rd|avenue|ave|lane|ln|boulevard|blvd|highway|hwy|parkway"
+_Streets = "Drive|Dr|Courts?|Ct|Squares?|Way|Place|Pl|Terrace|Close|Crescent|Row|Gardens|Walk|Alley"  # also plain words
 _word = r"[^\W\d_][\w'.-]{0,24}"
 _address = _all(
-    rf"\b\d{{1,6}}[A-Za-z]?,? (?:\d{{1,5}} )?(?:(?:{_word} ){{1,4}}(?:{_streets})\b\.?|(?:rue|via|calle) {_word})"
+    rf"\b\d{{1,6}}[A-Za-z]?,? (?:\d{{1,5}} )?(?:(?:{_word} ){{1,3}}(?:{_streets})\b\.?|(?-i:(?:[^\W\d_a-z][\w'.-]* )"
+    rf"{{1,4}}(?:{_Streets})\b\.?)|(?:rue|via|calle) {_word})"
     rf"(?:[,\s]+(?:apt|suite|unit|flat|room|floor)\.? ?#?\w{{1,6}})?|"  # 12 High Street, Flat 3
     rf"\b(?:p\.? ?o\.?|psc|unit) ?(?:\d{{1,5}},? )?box \d+(?:\s+(?:apo|fpo|dpo) [a-z]{{2}} \d{{5}})?|"  # PO Box 12
     rf"\b(?:apo|fpo|dpo) a[aep] \d{{5}}\b|\b(?:apt|suite|flat)\.? \d{{1,5}}\b|"
@@ -97,13 +98,14 @@ _zip = _all(r"(?:\bzip(?: ?code)?|\bpost(?:al)? ?code|\bpostcode)(?: is|:|=)?\s{
             r"\b[A-Z]{1,2}\d[A-Z\d]? \d[A-Z]{2}\b|\b[A-Z]\d[A-Z] \d[A-Z]\d\b|\b[A-Z]{2} \d{5}(?:-\d{4})?\b")
 _age = _all(r"\b(1?\d{1,2})(?=[ -]years?[ -]old\b| ?y/o\b| ?yo\b)|"
             r"\b(?:aged?|turned|turning)(?: is|:)? (1?\d{1,2})\b(?![.,]?\d| ?%)", re.I)
-_cap = r"[^\W\d_a-zß-ÿ](?:[\w'’-]+|\.)"  # a capital and more, or an initial
+_cap = r"[^\W\d_a-zß-ÿ](?:(?:[\w-]|['’](?=[A-Z]))+|\.)"  # a capital and more, or an initial; no possessive
 _name = rf"({_cap}(?: (?:(?:van|von|de|da|der|del|la|bin|al|el|of) ){{0,2}}{_cap}){{0,3}})"
 _person = _all(
     rf"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Sir|Madam|Messrs)\b\.? {_name}|"
-    rf"(?i:\bname(?: is|:| was)|\bcall(?:s|ed)?(?: me| him| her)?|\bdear|\bsigned(?: by)?:?|\bregards,|\bsincerely,|"
+    rf"(?i:\bname(?: is|:| was)|\bcall(?:s|ed)?(?: me| him| her)?|\bdear|\bsigned(?: by)?:?|"
     rf"\b(?:order|account|card) ?holder(?: is|:)?|\b(?:ordered|directed|written) by|\battn:?|\bbeneficiary:?|"
-    rf"\b(?:speak|spoke|talk|talked|meet|met|follow up) (?:to|with)|\bsaid|\baccount of)\s{{1,5}}{_name}|"
+    rf"\b(?:speak|spoke|talk|talked|meet|met|follow up) (?:to|with)|\bsaid|\baccount of)[ \t]{{1,8}}{_name}|"
+    rf"(?i:\bregards|\bsincerely|\bthanks|\bcheers),?\n{_name}|"
     rf"\b(?:I'm|I am|i'm|i am|This is|this is) ({_cap}(?: {_cap}){{1,3}}|{_cap}(?=,))")
 _secret = _all(r"(?:password|passwd|passcode|passphrase|pwd|\bpin|secret|api[ _-]?key|token)(?: is|:| ?=)\s{0,2}"
                r"[\"']?(?=\S*[\d!@#$%^&*_])([^\s\"',;]{4,128}?)(?=[\"',;.]?(?:\s|$))|"
