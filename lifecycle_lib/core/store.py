@@ -43,6 +43,7 @@ from lifecycle_lib.core.fingerprints import (
     fingerprint,
     plain,
 )
+from lifecycle_lib.core.hardware import hardware
 from lifecycle_lib.core.records import read_json, write_json
 from lifecycle_lib.core.seeds import peak_memory_bytes
 
@@ -194,7 +195,8 @@ class Store:
             raise ValueError(f"{path.name}: make left no file and returned nothing; write into the folder it is given")
         card = identity | {
             "fingerprint": fingerprint(identity), "config": config, "versions": _versions(), "device": None,
-            "peak_memory_bytes": peak_memory_bytes(), "created": datetime.now(UTC).isoformat(), "files": files,
+            "hardware": hardware(), "peak_memory_bytes": peak_memory_bytes(),
+            "created": datetime.now(UTC).isoformat(), "files": files,
         } | clock | extra
         write_json(workdir / CARD, card | {"card_fingerprint": _seal(card)})
         for item in (*workdir.rglob("*"), workdir):
