@@ -20,6 +20,9 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from lifecycle_lib.core.store import Artifact, Store
+from lifecycle_lib.corpus.licences import UNKNOWN, Policy, Terms, join, policy, text_of
+from lifecycle_lib.corpus.rights import RESEARCH
+from lifecycle_lib.corpus.rights_log import ClaimsLog, must_delete, serves
 
 HOLDS, CLEAN, NOT_RECORDED = "holds", "does not hold", "not recorded"
 
@@ -39,7 +42,8 @@ def sources_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"row {number}: {field}={row.get(field)!r}; give every training row a {field} (text), "
                                  "or quarantine it")
         licence = row.get("licence") or "NOASSERTION"
-        digests.setdefault(row["source"], []).append(hashlib.sha256(f"{licence}\n{row['text']}".encode()).digest())
+        digests.setdefault(row["source"], []).append(hashlib.sha256(f"{licence}\n{row['text']}".encode(
+            "utf-8", "surrogatepass")).digest())
         licences.setdefault(row["source"], set()).add(licence)
     if not digests:
         raise ValueError("no rows: a stage that reads no text returns sources={} itself; check the rows given")
@@ -126,6 +130,69 @@ def models_hit(store: Store, source: str) -> dict[str, list[Artifact]]:
     state = graph.holds(source)
     return {kind: [graph.artifacts[fp] for fp, own in state.items() if own == kind]
             for kind in (HOLDS, CLEAN, NOT_RECORDED)}
+
+
+def terms_of_model(store: Store, artifact: Artifact, rules: Policy | None = None) -> Terms:
+    """The rights tag of a checkpoint, adapter or merge: the join of all that went in; unknown for what is not
+    recorded, and for a model of no source at all (its rights are nobody's knowledge)."""
+    found, rules = sources_of_model(store, artifact), rules or policy()
+    terms = [rules.parse(use["licence"]).terms for uses in found["sources"].values() for use in uses]
+    return join(*terms, *([UNKNOWN] if found["not_recorded"] or not terms else []))
+
+
+def terms_at_training(store: Store, artifact: Artifact, log: ClaimsLog | None = None,
+                      rules: Policy | None = None) -> list[dict[str, Any]]:
+    """Query 2, under which terms a model was trained: one entry a stage and source, oldest first, with the licence on
+    the rows, its terms, and what the log claimed on the day the stage was built ("" without a log)."""
+    rules, entries = rules or policy(), []
+    for source, uses in sources_of_model(store, artifact)["sources"].items():
+        for use in uses:
+            day = use["created"][:10]
+            claim = log.rights_on(source, day) if log else None
+            entries.append({"source": source, "stage": use["stage"], "fingerprint": use["fingerprint"], "day": day,
+                            "rows": use["rows"], "licence": use["licence"],
+                            "terms": text_of(rules.parse(use["licence"]).terms),
+                            "claim": claim.status if claim else "", "claimed_licence": claim.licence if claim else ""})
+    return sorted(entries, key=lambda e: (e["day"], e["stage"], e["source"]))
+
+
+def customer_report(store: Store, artifact: Artifact, customer: str, log: ClaimsLog, date: str,
+                    rules: Policy | None = None) -> dict[str, Any]:
+    """Query 4, what a customer may see of a model: its ancestry, sources and terms at training, and what has changed.
+
+    `no_longer_granted`: sources whose claim on `date` is not "granted"; `delete_due`: those a contract says must be
+    deleted by now; `of_other_customers`: sources under another customer's contract, empty if tenants are separate. The
+    report is complete only if `not_recorded` is empty. Raises ValueError for an empty customer or a bad date.
+    """
+    if not customer.strip():
+        raise ValueError(f"customer {customer!r}: name whom the report is for")
+    found = sources_of_model(store, artifact)
+    now = {source: log.rights_on(source, date) for source in found["sources"]}
+    ancestry = Graph.of(store).ancestry(artifact.fingerprint)
+    return {
+        "model": f"{artifact.name}-{artifact.fingerprint}", "customer": customer, "date": date,
+        "ancestry": [{"stage": a.name, "fingerprint": fp, "created": a.card["created"]}
+                     for fp, a in ancestry.items() if a],
+        "terms": text_of(terms_of_model(store, artifact, rules)),
+        "sources": terms_at_training(store, artifact, log, rules), "not_recorded": found["not_recorded"],
+        "no_longer_granted": [{"source": s, "status": c.status, "since": c.since} for s, c in now.items()
+                              if c.status != "granted"],
+        "delete_due": [s for s, c in now.items() if c.contract and must_delete(c.contract, date)],
+        "of_other_customers": [s for s, c in now.items() if c.contract and not serves(c.contract, customer)],
+    }
+
+
+def promotion_problems(store: Store, artifact: Artifact, rules: Policy | None = None) -> list[str]:
+    """Why a checkpoint may not be promoted on its rights; [] if it may: a research ancestor (the lane's name is on it),
+    sources that are not recorded, and unknown rights with no other choice."""
+    ancestry = Graph.of(store).ancestry(artifact.fingerprint)
+    problems = [f"{a.name}-{fp} is of the research lane" for fp, a in ancestry.items()
+                if a and a.name.startswith(RESEARCH)]
+    found = sources_of_model(store, artifact)
+    problems += [f"{name} does not record its sources" for name in found["not_recorded"]]
+    if all("unknown" in option for option in terms_of_model(store, artifact, rules)):
+        problems.append("its rights are unknown")
+    return problems
 
 
 def has_weights(artifact: Artifact) -> bool:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 
 import pytest
 
 from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.core.store import Store
+from lifecycle_lib.corpus.licences import join, text_of
+from lifecycle_lib.corpus.rights_log import ClaimsLog
 from lifecycle_lib.lab import lineage
-from lifecycle_lib.lab.lineage import CLEAN, HOLDS, NOT_RECORDED, delete_plan, models_hit, sources_of, sources_of_model
+from lifecycle_lib.lab.lineage import (
+    CLEAN,
+    HOLDS,
+    NOT_RECORDED,
+    delete_plan,
+    models_hit,
+    sources_of,
+    sources_of_model,
+    terms_of_model,
+)
 
 
 def row(source: str, text: str, licence: str = "MIT") -> dict:
@@ -113,3 +125,59 @@ def test_a_store_that_records_nothing_raises(tmp_path):
     stage(store, "base")
     with pytest.raises(ValueError, match="no artifact records"):
         models_hit(store, "A")
+
+
+# ---- terms, promotion, and the customer's report
+
+
+LOG = ClaimsLog([
+    {"source": "A", "date": "2020-01-01", "event": "granted", "licence": "MIT", "evidence": "on file"},
+    {"source": "B", "date": "2020-01-01", "event": "granted", "licence": "CC-BY-4.0",
+     "contract": {"customer": "acme", "starts": "2020-01-01", "ends": "2099-12-31", "delete_on_exit": True}},
+    {"source": "A", "date": "2100-01-01", "event": "revoked"},
+])
+
+
+def test_terms_of_a_model_join_its_whole_ancestry(world):
+    store, made = world
+    assert text_of(terms_of_model(store, made["int8"])) == "attribution, commercial-ok"
+    assert "unknown" in text_of(terms_of_model(store, made["eval"]))  # not recorded is not fine
+    nc = stage(store, "adapter2", {"base": made["base"]}, sources=sources_of([row("N", "t", "CC-BY-NC-4.0")]))
+    assert text_of(terms_of_model(store, nc)) == "attribution, non-commercial"
+    merged = stage(store, "merge", {"a": made["int8"], "b": nc}, sources={})
+    assert terms_of_model(store, merged) == join(terms_of_model(store, made["int8"]), terms_of_model(store, nc))
+
+
+def test_terms_are_those_of_the_day_of_training(world):
+    store, made = world
+    entries = lineage.terms_at_training(store, made["int8"], LOG)
+    assert [(e["source"], e["stage"], e["licence"], e["claim"]) for e in entries] == [
+        ("A", "base", "MIT", "granted"), ("B", "sft", "CC-BY-4.0", "granted")]
+
+
+def test_a_customer_report_says_what_changed_and_whose_it_is(world):
+    store, made = world
+    report = lineage.customer_report(store, made["int8"], "acme", LOG, "2099-12-31")
+    assert (report["not_recorded"], report["no_longer_granted"], report["of_other_customers"]) == ([], [], [])
+    assert [a["stage"] for a in report["ancestry"]] == ["base", "sft", "int8"]
+    later = lineage.customer_report(store, made["int8"], "other", LOG, "2100-01-01")
+    assert [s["source"] for s in later["no_longer_granted"]] == ["A", "B"]
+    assert later["delete_due"] == ["B"] == later["of_other_customers"]
+    assert [e["claim"] for e in later["sources"]] == ["granted", "granted"]  # the past is not rewritten
+
+
+def test_a_research_ancestor_blocks_promotion(world):
+    store, made = world
+    assert lineage.promotion_problems(store, made["int8"]) == []
+    base = stage(store, "research-base", sources=sources_of([row("A", "x")]))
+    child = stage(store, "tuned", {"base": base}, sources={})
+    assert lineage.promotion_problems(store, child) == [f"research-base-{base.fingerprint} is of the research lane"]
+    assert len(lineage.promotion_problems(store, made["old"])) == 2
+
+
+def test_a_lost_parent_is_not_recorded(world):
+    store, made = world
+    shutil.rmtree(made["base"].path)
+    hit = {kind: {a.name for a in found} for kind, found in models_hit(store, "A").items()}
+    assert hit[HOLDS] == set() and {"sft", "int8", "adapter"} <= hit[NOT_RECORDED]
+    assert sources_of_model(store, made["sft"])["not_recorded"] == [f"(missing)-{made['base'].fingerprint}"]
