@@ -19,6 +19,7 @@ from lifecycle_lib.corpus import text as corpus_text
 from lifecycle_lib.corpus.text import read_corpus
 from lifecycle_lib.desk import cases, documents, world
 from lifecycle_lib.judge import evals, verifiers
+from lifecycle_lib.lab.actuals import watch
 from lifecycle_lib.lab.profiles import Profile, pick_profile
 from lifecycle_lib.model import checkpoint, gpt, quantise, sampling, tokenizer
 from lifecycle_lib.model.checkpoint import load_checkpoint, save_checkpoint
@@ -111,11 +112,12 @@ class Lab:
 
     def _train(self, folder: Path, model: GPT, batches: Callable, loss_fn: Callable, cfg: loop.FitConfig,
                label: str) -> dict:
-        result = loop.fit(model, batches, loss_fn, cfg, folder, label)
+        with watch() as seen:
+            result = loop.fit(model, seen.counted(batches), loss_fn, cfg, folder, label)
         self._save(folder, model)
         write_json(folder / "history.json", result.history)
         return {"steps": result.steps, "first_loss": result.losses[0], "last_loss": result.losses[-1],
-                "n_params": model.n_params()}
+                "n_params": model.n_params(), "actual": seen.as_card()}
 
     def _corpus_rows(self, tok: Tokenizer) -> tuple[torch.Tensor, torch.Tensor, int]:
         """(train stream, held-out stream, held-out bytes) of the user's text."""
