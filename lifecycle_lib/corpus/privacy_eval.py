@@ -128,7 +128,8 @@ def recall_gain(train: Rows, test: Rows, precision: float = 0.9, draws: int = 10
     """Token recall of patterns with the classifier minus patterns alone, on templates neither has seen.
 
     Half of `train`'s templates fit the classifier, the other half choose the threshold: from patterns alone downwards,
-    the last before patterns and classifier together fall below `precision` there. On `test` the precision is measured, not guaranteed. Returns the gain
+    the last before patterns and classifier together fall below `precision` there. On `test` the precision is measured,
+    not guaranteed. Returns the gain
     as an Effect (95 % bootstrap over test templates), precision and recall of both, the threshold, and "curve":
     (threshold, precision, recall, share of rows with a token for review) on test. Raises ValueError where no threshold
     reaches the precision, and where `test` holds no personal token."""
