@@ -13,17 +13,27 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lifecycle_lib.core.seeds import rng
-from lifecycle_lib.corpus.minhash import MinHash, band_keys, bands_for, bucket_pairs, jaccard, shingles
+from lifecycle_lib.corpus.minhash import (
+    MinHash,
+    band_keys,
+    bands_for,
+    bucket_pairs,
+    buckets,
+    hashed_jaccard,
+    jaccard,
+    shingles,
+)
 
 RULES = ("first", "shortest", "longest", "random", "medoid", "hardest")
 HEADERS = ("from", "to", "cc", "date", "sent", "subject", "message-id", "reply-to")
 COMMENTS = {"python": "#", "sql": "--", "c": "//"}
+_SIEVE_PAIRS = 4096
 _WORD = re.compile(r"[$€£]?\d+(?:[.,]\d+)*%?\w*|\w+")
 _HEADER = re.compile(rf"(?:{'|'.join(HEADERS)})\s*:", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -105,17 +115,26 @@ def near_pairs(texts: Sequence[str], threshold: float, k: int = 5, unit: str = "
     distinct, copies = list(rows_of), list(rows_of.values())
     bands, rows = bands_for(threshold, permutations, recall)
     signatures = MinHash(permutations=permutations, k=k, unit=unit, seed=seed).signatures(distinct)
-    found = set()
-    for keys in band_keys(signatures, bands, rows):
-        for batch in bucket_pairs(keys):
-            found.update(map(tuple, np.sort(batch, axis=1).tolist()))
-    sets = {i: shingles(distinct[i], k, unit) for i in {i for pair in found for i in pair}}
+    buckets_of = [bucket_pairs(*buckets(keys)) for keys in band_keys(signatures, bands, rows)]
+    found = [batch @ (len(distinct), 1) for batches in buckets_of for batch in batches]
+    candidates = np.stack(divmod(np.unique(np.concatenate(found or [np.empty(0, np.int64)])), len(distinct) or 1), 1)
     pairs = [(i, j, 1.0) for same in copies for n, i in enumerate(same) for j in same[n + 1:]]
-    for a, b in found:
-        j = jaccard(sets[a], sets[b])
-        if j >= threshold:
-            pairs += [(min(x, y), max(x, y), j) for x in copies[a] for y in copies[b]]
+    for a, b, j in verified(distinct, candidates, threshold, k, unit):
+        pairs += [(min(x, y), max(x, y), j) for x in copies[a] for y in copies[b]]
     return sorted(pairs)
+
+
+def verified(texts: Sequence[str], pairs: np.ndarray, threshold: float, k: int, unit: str) -> Iterator[Pair]:
+    """Those of `pairs` (M, 2) whose exact Jaccard reaches the threshold. Hashed shingles, compared in bulk, rule most
+    out; what is left is compared as sets of strings, so no hash can let a false pair through."""
+    for start in range(0, len(pairs), _SIEVE_PAIRS):
+        some = pairs[start:start + _SIEVE_PAIRS].tolist()
+        left, right = [texts[i] for i, _ in some], [texts[j] for _, j in some]
+        likely = hashed_jaccard(left, right, k, unit) >= threshold - 1e-9
+        for at in np.flatnonzero(likely).tolist():
+            value = jaccard(shingles(left[at], k, unit), shingles(right[at], k, unit))
+            if value >= threshold:
+                yield *some[at], value
 
 
 def pairs_by_domain(pairs: Iterable[Pair], domains: Sequence[str], thresholds: Mapping[str, float]) -> list[Pair]:
@@ -127,22 +146,28 @@ def pairs_by_domain(pairs: Iterable[Pair], domains: Sequence[str], thresholds: M
     return [p for p in pairs if p[2] >= max(thresholds[domains[p[0]]], thresholds[domains[p[1]]])]
 
 
+def join(parent: MutableSequence[int], i: int, j: int) -> bool:
+    """Unite the sets of i and j; the lower root stays. False if they were one already. Union-find (Tarjan 1975) with
+    path halving: `parent` starts as 0 .. n-1."""
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    while parent[j] != j:
+        parent[j] = parent[parent[j]]
+        j = parent[j]
+    parent[max(i, j)] = min(i, j)
+    return i != j
+
+
 def clusters_of(n: int, pairs: Iterable[Sequence]) -> list[list[int]]:
-    """Connected rows of 0 .. n-1, clusters of 2 and more, by union-find (Tarjan 1975) with path halving."""
+    """Connected rows of 0 .. n-1, clusters of 2 and more, in order of their first row. Pairs start with (i, j)."""
     parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
     for i, j, *_ in pairs:
-        a, b = root(i), root(j)
-        parent[max(a, b)] = min(a, b)
+        join(parent, i, j)
     groups = defaultdict(list)
-    for i in range(n):
-        groups[root(i)].append(i)
+    for i in range(n):  # a root is the lowest row of its cluster, so parents come before their children
+        parent[i] = parent[parent[i]]
+        groups[parent[i]].append(i)
     return [rows for rows in groups.values() if len(rows) > 1]
 
 

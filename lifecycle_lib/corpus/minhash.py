@@ -27,7 +27,7 @@ from lifecycle_lib.core.seeds import derive_seed
 UNITS = ("char", "word")
 CHAR_BASE, WORD_BASE = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F  # odd: a polynomial in them loses nothing mod 2^64
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_CELLS = 1 << 15  # shingles in one cache block: 128 KiB of uint32
+_CELLS = 1 << 16  # shingles in one cache block: 256 KiB of uint32
 
 
 def shingles(text: str, k: int, unit: str) -> set[str]:
@@ -142,12 +142,8 @@ class MinHash:
         """The minima, uint32 (N, P). Equal to `reference_signature` of each text, number for number."""
         hashes, counts = shingle_hashes(texts, self.k, self.unit) if len(texts) else (None, np.zeros(0, np.int64))
         out = np.empty((self.permutations, len(texts)), np.uint32)
-        starts = np.cumsum(counts) - counts
-        order = np.argsort(-counts, kind="stable")
-        for rows in _cache_blocks(order, counts):
-            longest = np.arange(counts[rows[0]])[:, None]
-            # A shorter row repeats its last shingle: a minimum does not mind.
-            block = hashes[starts[rows] + np.minimum(longest, counts[rows] - 1)]  # (longest, rows)
+        for rows, cells in _rectangles(counts):
+            block = hashes[cells.T.copy()]  # (longest, rows): a minimum over the first axis runs along the rows
             scratch = np.empty_like(block)
             for p, (a, b) in enumerate(zip(*self.coefficients())):
                 np.multiply(block, a, out=scratch)
@@ -196,27 +192,55 @@ def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
     return keys
 
 
-def bucket_pairs(keys: np.ndarray) -> Iterator[np.ndarray]:
-    """Row pairs (M, 2), i < j, that share a key in one band `keys` (N,), in batches: the rows are sorted by key, and
-    batch d pairs each row with the d-th after it. Every pair of a bucket comes exactly once."""
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
+def buckets(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, rows): rows of one band (N,) sorted so that equal keys are neighbours, rows ascending among equals.
+
+    One sort of one integer: the row number takes the low bits of the mixed key. That leaves 64 - log2 N bits of key,
+    44 for a million rows: a chance meeting is one more candidate, no more."""
+    bits = np.uint64(max(1, (len(keys) - 1).bit_length()))
+    packed = np.sort(keys * np.uint64(CHAR_BASE) >> bits << bits | np.arange(len(keys), dtype=np.uint64))
+    return packed >> bits, (packed & np.uint64((1 << int(bits)) - 1)).astype(np.int64)
+
+
+def bucket_pairs(keys: np.ndarray, rows: np.ndarray, window: int | None = None) -> Iterator[np.ndarray]:
+    """Pairs (M, 2), i < j, of equal `keys` (from `buckets`): batch d pairs each row with the d-th after it in its
+    bucket. Every pair of a bucket comes exactly once; with `window`, a row meets only the next `window` rows."""
     at = np.arange(len(keys))
-    for d in range(1, len(keys)):
-        at = at[at < len(keys) - d]
+    for d in range(1, len(keys) if window is None else min(window + 1, len(keys))):
+        at = at[:np.searchsorted(at, len(keys) - d)]
         at = at[keys[at] == keys[at + d]]
         if not len(at):
             return
-        yield np.stack((order[at], order[at + d]), axis=1)
+        yield np.stack((rows[at], rows[at + d]), axis=1)
 
 
-def _cache_blocks(order: np.ndarray, counts: np.ndarray) -> Iterator[np.ndarray]:
-    """Cut `order` (longest row first) into runs of rows whose rectangle holds about _CELLS shingles."""
-    start = 0
-    while start < len(order):
-        n = max(1, _CELLS // int(counts[order[start]]))
-        yield order[start:start + n]
-        start += n
+def hashed_jaccard(a: Sequence[str], b: Sequence[str], k: int, unit: str) -> np.ndarray:
+    """Jaccard of the pairs (a[i], b[i]), (M,), on 32-bit shingle hashes: wrong only where two shingles of one pair
+    share a hash (chance about n^2 / 2^33 for n shingles). For sieving before an exact comparison."""
+    hashes, counts = shingle_hashes([text for pair in zip(a, b) for text in pair], k, unit)
+    side = np.repeat(np.tile(np.array([0, 1], np.uint64), len(a)), counts)
+    keys = hashes.astype(np.uint64) << np.uint64(1) | side
+    out = np.empty(len(a))
+    for pairs, cells in _rectangles(counts.reshape(-1, 2).sum(axis=1)):
+        block = np.sort(keys[cells], axis=1)
+        sizes = 1 + (block[:, 1:] != block[:, :-1]).sum(axis=1)  # |A| + |B|
+        union = 1 + (block[:, 1:] >> np.uint64(1) != block[:, :-1] >> np.uint64(1)).sum(axis=1)
+        out[pairs] = (sizes - union) / union
+    return out
+
+
+def _rectangles(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ragged rows of `counts` items, one after the other, as rectangles of about _CELLS: (rows (M,), places (M, L)).
+
+    Longest rows first. A shorter row repeats its last item: a set does not mind."""
+    starts = np.cumsum(counts) - counts
+    order = np.argsort(-counts, kind="stable")
+    at = 0
+    while at < len(order):
+        longest = int(counts[order[at]])
+        rows = order[at:at + max(1, _CELLS // longest)]
+        yield rows, starts[rows, None] + np.minimum(np.arange(longest), counts[rows, None] - 1)
+        at += len(rows)
 
 
 def _check(k: int, unit: str) -> None:
