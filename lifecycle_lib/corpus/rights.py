@@ -320,8 +320,8 @@ def certainty(parts: Sequence[Part], day: str, log: ClaimsLog | None = None,
     rules, shares = rules or policy(), {"verified": 0, "partial": 0, "unknown": 0}
     for part in parts:
         claim = log.rights_on(part.source, day) if log and part.source.strip() else None
-        terms = [rules.parse(text).terms for text in (part.licence, claim.licence if claim else "") if text]
-        known = terms and part.source.strip() and any("unknown" not in option for option in join(*terms))
+        stated = [part.licence, claim.licence] if claim and claim.licence else [part.licence]
+        known = part.source.strip() and any("unknown" not in option for option in rules.mix(stated))
         if not known or (claim and claim.status in ("revoked", "expired")):
             shares["unknown"] += part.tokens
         else:

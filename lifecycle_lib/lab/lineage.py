@@ -25,6 +25,7 @@ from lifecycle_lib.corpus.rights import RESEARCH
 from lifecycle_lib.corpus.rights_log import ClaimsLog, must_delete, serves
 
 HOLDS, CLEAN, NOT_RECORDED = "holds", "does not hold", "not recorded"
+ENTRY = {"rows", "sha256", "licence"}  # of a source, in a card
 
 
 def sources_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -54,10 +55,14 @@ def sources_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def recorded(card: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
-    """The sources a card records for its own stage; {} if it read none, None if it does not say."""
+    """The sources a card records for its own stage; {} if it read none, None if it does not say. A `sources` field of
+    another shape (a study's own measurement of that name) says nothing."""
     measured = card.get("measured")
-    inner = measured.get("sources") if isinstance(measured, Mapping) else None
-    return card["sources"] if isinstance(card.get("sources"), Mapping) else inner
+    for place in (card, measured if isinstance(measured, Mapping) else {}):
+        own = place.get("sources")
+        if isinstance(own, Mapping) and all(isinstance(e, Mapping) and ENTRY <= set(e) for e in own.values()):
+            return dict(own)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,7 @@ def test_certainty_by_hand():
     parts = [Part("F", "CC-BY-4.0", 1, 10), Part("M", "MIT", 1, 20), Part("X", "MIT", 1, 30), Part("X", "", 1, 40)]
     assert certainty(parts, "2026-02-01", log) == {"verified": 10, "partial": 50, "unknown": 40}
     assert certainty(parts, "2026-09-01", log) == {"verified": 0, "partial": 50, "unknown": 50}
+    assert certainty([Part("F", "", 1, 10)], "2026-02-01", log)["unknown"] == 10  # granted, but not these rows
     assert certainty(parts, "2026-02-01") == {"verified": 0, "partial": 60, "unknown": 40}
     assert certainty_gate({"verified": 1, "partial": 0, "unknown": 1}, 0.5) == ""
     assert "50.0% of the tokens" in certainty_gate({"verified": 1, "partial": 0, "unknown": 1}, 0.4)

@@ -71,14 +71,15 @@ def test_a_key_signs(files, capsys):
 
 
 def test_a_claim_revoked_before_the_job_refuses_it(files, capsys):
-    write_jsonl(files / "forum.jsonl", [{"id": "f", "text": "x", "source": "FORUM-1", "licence": "CC-BY-4.0"}])
-    assert rights("prove", files / "forum.jsonl", "--job", JOB, "--out", files / "p.json") == 0
-    words = ("prove", files / "forum.jsonl", "--job", JOB, "--out", files / "p.json", "--claims", CLAIMS)
-    assert rights(*words) == 1
+    granted = {"source": "MANUAL", "date": "2026-01-01", "event": "granted", "licence": "MIT"}
+    write_jsonl(files / "claims.jsonl", [granted, {"source": "MANUAL", "date": "2026-09-01", "event": "revoked"}])
+    words = ("prove", files / "good.jsonl", "--job", JOB, "--out", files / "p.json")
+    assert rights(*words) == 0
+    assert rights(*words, "--claims", files / "claims.jsonl") == 1
     assert "source revoked since 2026-09-01" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["job_open", "job_partner_adapter", "job_research"])
+@pytest.mark.parametrize("name", ["job_open", "job_restricted", "job_partner_adapter", "job_research"])
 def test_the_example_jobs_can_be_used(files, name):
     job = ROOT / "data" / "rights" / f"{name}.json"
     assert rights("compose", files / "good.jsonl", "--job", job) == 0

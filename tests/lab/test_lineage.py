@@ -175,6 +175,11 @@ def test_a_research_ancestor_blocks_promotion(world):
     assert len(lineage.promotion_problems(store, made["old"])) == 2
 
 
+@pytest.mark.parametrize("card", [{"sources": "A"}, {"sources": {"A": 0.9}}, {}, {"measured": {"sources": {"A": {}}}}])
+def test_a_field_of_another_shape_says_nothing(card):
+    assert lineage.recorded(card) is None
+
+
 def test_a_lost_parent_is_not_recorded(world):
     store, made = world
     shutil.rmtree(made["base"].path)
