@@ -25,15 +25,14 @@ from lifecycle_lib.corpus.minhash import (
     bands_for,
     bucket_pairs,
     buckets,
-    hashed_jaccard,
     jaccard,
     shingles,
+    sieve,
 )
 
 RULES = ("first", "shortest", "longest", "random", "medoid", "hardest")
 HEADERS = ("from", "to", "cc", "date", "sent", "subject", "message-id", "reply-to")
 COMMENTS = {"python": "#", "sql": "--", "c": "//"}
-_SIEVE_PAIRS = 4096
 _WORD = re.compile(r"[$€£]?\d+(?:[.,]\d+)*%?\w*|\w+")
 _HEADER = re.compile(rf"(?:{'|'.join(HEADERS)})\s*:", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -119,22 +118,18 @@ def near_pairs(texts: Sequence[str], threshold: float, k: int = 5, unit: str = "
     found = [batch @ (len(distinct), 1) for batches in buckets_of for batch in batches]
     candidates = np.stack(divmod(np.unique(np.concatenate(found or [np.empty(0, np.int64)])), len(distinct) or 1), 1)
     pairs = [(i, j, 1.0) for same in copies for n, i in enumerate(same) for j in same[n + 1:]]
-    for a, b, j in verified(distinct, candidates, threshold, k, unit):
+    for a, b, j in verified(distinct, sieve(signatures, candidates, threshold), threshold, k, unit):
         pairs += [(min(x, y), max(x, y), j) for x in copies[a] for y in copies[b]]
     return sorted(pairs)
 
 
 def verified(texts: Sequence[str], pairs: np.ndarray, threshold: float, k: int, unit: str) -> Iterator[Pair]:
-    """Those of `pairs` (M, 2) whose exact Jaccard reaches the threshold. Hashed shingles, compared in bulk, rule most
-    out; what is left is compared as sets of strings, so no hash can let a false pair through."""
-    for start in range(0, len(pairs), _SIEVE_PAIRS):
-        some = pairs[start:start + _SIEVE_PAIRS].tolist()
-        left, right = [texts[i] for i, _ in some], [texts[j] for _, j in some]
-        likely = hashed_jaccard(left, right, k, unit) >= threshold - 1e-9
-        for at in np.flatnonzero(likely).tolist():
-            value = jaccard(shingles(left[at], k, unit), shingles(right[at], k, unit))
-            if value >= threshold:
-                yield *some[at], value
+    """Those of `pairs` (M, 2) whose Jaccard reaches the threshold, compared as sets of strings: no hash can let a
+    false pair through."""
+    for i, j in pairs.tolist():
+        value = jaccard(shingles(texts[i], k, unit), shingles(texts[j], k, unit))
+        if value >= threshold:
+            yield i, j, value
 
 
 def pairs_by_domain(pairs: Iterable[Pair], domains: Sequence[str], thresholds: Mapping[str, float]) -> list[Pair]:

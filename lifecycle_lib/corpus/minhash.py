@@ -214,19 +214,17 @@ def bucket_pairs(keys: np.ndarray, rows: np.ndarray, window: int | None = None) 
         yield np.stack((rows[at], rows[at + d]), axis=1)
 
 
-def hashed_jaccard(a: Sequence[str], b: Sequence[str], k: int, unit: str) -> np.ndarray:
-    """Jaccard of the pairs (a[i], b[i]), (M,), on 32-bit shingle hashes: wrong only where two shingles of one pair
-    share a hash (chance about n^2 / 2^33 for n shingles). For sieving before an exact comparison."""
-    hashes, counts = shingle_hashes([text for pair in zip(a, b) for text in pair], k, unit)
-    side = np.repeat(np.tile(np.array([0, 1], np.uint64), len(a)), counts)
-    keys = hashes.astype(np.uint64) << np.uint64(1) | side
-    out = np.empty(len(a))
-    for pairs, cells in _rectangles(counts.reshape(-1, 2).sum(axis=1)):
-        block = np.sort(keys[cells], axis=1)
-        sizes = 1 + (block[:, 1:] != block[:, :-1]).sum(axis=1)  # |A| + |B|
-        union = 1 + (block[:, 1:] >> np.uint64(1) != block[:, :-1] >> np.uint64(1)).sum(axis=1)
-        out[pairs] = (sizes - union) / union
-    return out
+def sieve(minima: np.ndarray, pairs: np.ndarray, threshold: float) -> np.ndarray:
+    """Those of `pairs` (M, 2) whose estimate is not four standard errors or more below the threshold: a true pair is
+    lost with chance 3e-5. `minima` (N, P): signatures, or their low bytes, which agree by chance at most 1/256 more
+    often (b-bit minwise hashing, Li & Koenig 2010) and take a quarter of the room."""
+    permutations = minima.shape[1]
+    least = (threshold - 4 * standard_error(threshold, permutations)) * permutations
+    if least <= 0 or not len(pairs):
+        return pairs
+    step = max(1, (1 << 22) // permutations)
+    return np.concatenate([some[np.count_nonzero(minima[some[:, 0]] == minima[some[:, 1]], axis=1) >= least]
+                           for some in (pairs[at:at + step] for at in range(0, len(pairs), step))])
 
 
 def _rectangles(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,10 +1,10 @@
 """Near-duplicate clusters of a million rows in bounded memory.
 
-One pass computes MinHash signatures block by block and leaves only band keys, on disk, band after band. Then one band
-is in memory at a time: its keys are sorted, rows with equal keys are candidates, each candidate pair that is not in
-one cluster yet is compared exactly, and a union-find over one integer array joins what passes. Memory is about 40
-bytes a row plus one block; what is on disk is 8 bytes a row and band. Texts are fetched by row when a pair is compared,
-so they may stay in a file (`JsonlTexts`).
+One pass computes MinHash signatures block by block. Band keys go to disk, band after band; one byte of each minimum
+stays in memory. Then one band is read at a time: its keys are sorted, rows with equal keys are candidates, the bytes
+sieve out those far below the threshold, and what is left is compared exactly and joined by union-find over one array.
+Memory is one byte a row and minimum, about 60 bytes a row more, and one block; the disk holds 8 bytes a row and band.
+Texts are fetched by row when a pair is compared, so they may stay in a file (`JsonlTexts`).
 
 Differs from dedupe.near_pairs: exact copies are joined first and enter once; pairs already joined are not compared, so
 the result is a spanning forest of verified edges and not every pair; in a bucket a row meets the next `window` rows
@@ -22,7 +22,7 @@ import numpy as np
 
 from lifecycle_lib.core.progress import bar
 from lifecycle_lib.corpus.dedupe import join, verified
-from lifecycle_lib.corpus.minhash import MinHash, band_keys, bands_for, bucket_pairs, buckets
+from lifecycle_lib.corpus.minhash import MinHash, band_keys, bands_for, bucket_pairs, buckets, sieve
 
 BLOCK_CHARACTERS = 1 << 21
 
@@ -61,13 +61,15 @@ class JsonlTexts(Sequence):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearClusters:
     """`labels` int64 (N,): the lowest row of each row's cluster. `edges` (E, 2) with exact `jaccards` (E,) join them:
-    a forest, every edge at the threshold or above. `candidates`: pairs that a band proposed and that were compared.
+    a forest, every edge at the threshold or above. `candidates`: pairs of a band that were not in one cluster yet;
+    `compared`: those left by the sieve, compared exactly (a pair counts once for each band it meets in).
     `beyond_window`: how often a row of a band had more rows after it in its bucket than `window`."""
 
     labels: np.ndarray
     edges: np.ndarray
     jaccards: np.ndarray
     candidates: int
+    compared: int
     beyond_window: int
 
     def clusters(self) -> list[list[int]]:
@@ -78,7 +80,7 @@ class NearClusters:
 
 
 def near_clusters(texts: Sequence[str], threshold: float, minhash: MinHash | None = None, *, recall: float = 0.999,
-                  window: int = 200, folder: str | Path | None = None) -> NearClusters:
+                  window: int = 100, folder: str | Path | None = None) -> NearClusters:
     """Clusters of rows linked by exact k-shingle Jaccard >= threshold. `folder`: where the band keys lie (a
     temporary file without a name). Raises ValueError for no texts or a threshold out of reach (see bands_for)."""
     n, minhash = len(texts), minhash or MinHash()
@@ -87,13 +89,14 @@ def near_clusters(texts: Sequence[str], threshold: float, minhash: MinHash | Non
     bands, rows = bands_for(threshold, minhash.permutations, recall)
     minhash = replace(minhash, permutations=bands * rows)
     parent, edges = np.arange(n), []
-    candidates = beyond = 0
+    candidates = compared = beyond = 0
     with tempfile.TemporaryFile(dir=folder) as file, bar("near duplicates", n * (1 + bands)) as progress:
-        digests = np.empty(n, np.uint64)
-        start = 0
+        digests, minima, start = np.empty(n, np.uint64), np.empty((n, bands * rows), np.uint8), 0
         for block in _blocks(texts):
             digests[start:start + len(block)] = [_digest(text) for text in block]
-            for band, keys in enumerate(band_keys(minhash.signatures(block), bands, rows)):
+            signatures = minhash.signatures(block)
+            minima[start:start + len(block)] = signatures & 255
+            for band, keys in enumerate(band_keys(signatures, bands, rows)):
                 file.seek((band * n + start) * 8)
                 file.write(keys)
             start += len(block)
@@ -110,12 +113,15 @@ def near_clusters(texts: Sequence[str], threshold: float, minhash: MinHash | Non
             for batch in bucket_pairs(keys, distinct[order], window):
                 pairs = batch[_roots(parent, batch[:, 0]) != _roots(parent, batch[:, 1])]
                 candidates += len(pairs)
-                for i, j, value in verified(texts, pairs, threshold, minhash.k, minhash.unit):
+                likely = sieve(minima, pairs, threshold)
+                compared += len(likely)
+                for i, j, value in verified(texts, likely, threshold, minhash.k, minhash.unit):
                     if join(parent, i, j):
                         edges.append((i, j, value))
             progress.update(n)
     return NearClusters(labels=_roots(parent, np.arange(n)), edges=np.array([e[:2] for e in edges]).reshape(-1, 2),
-                        jaccards=np.array([e[2] for e in edges]), candidates=candidates, beyond_window=beyond)
+                        jaccards=np.array([e[2] for e in edges]), candidates=candidates, compared=compared,
+                        beyond_window=beyond)
 
 
 def _digest(text: str) -> int:

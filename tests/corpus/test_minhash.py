@@ -16,11 +16,11 @@ from lifecycle_lib.corpus.minhash import (
     bucket_pairs,
     buckets,
     estimate,
-    hashed_jaccard,
     jaccard,
     reference_signature,
     s_curve,
     shingles,
+    sieve,
     standard_error,
 )
 
@@ -136,11 +136,16 @@ def test_broken_one_permutation_in_all_places_is_caught(monkeypatch):
     assert within(error, truth, 2) < 0.5
 
 
-def test_hashed_jaccard_equals_sets_of_strings():
-    a, b = random_texts(300, seed=1) + ODD_TEXTS, random_texts(300, seed=2) + ODD_TEXTS[::-1]
-    for k, unit in ((2, "char"), (2, "word")):
-        exact = [jaccard(shingles(x, k, unit), shingles(y, k, unit)) for x, y in zip(a, b)]
-        assert hashed_jaccard(a, b, k, unit).tolist() == exact
+def test_sieve_keeps_true_pairs_and_drops_far_ones():
+    left, right, truth = planted_pairs()
+    signatures = MinHash(permutations=PERMUTATIONS, k=1, unit="word").signatures(left + right)
+    pairs = np.stack((np.arange(len(left)), np.arange(len(left)) + len(left)), axis=1)
+    for minima in (signatures, (signatures & 255).astype(np.uint8)):
+        kept = sieve(minima, pairs, threshold=0.8)[:, 0]
+        assert set(np.flatnonzero(truth >= 0.8)) <= set(kept)  # all of 89
+        assert truth[kept].min() > 0.5  # 0.66 plus noise
+    assert len(sieve(signatures, pairs, threshold=0.01)) == len(pairs)
+    assert len(sieve(signatures, pairs[:0], threshold=0.8)) == 0
 
 
 def test_bucket_pairs_are_all_pairs_of_equal_keys_once():
