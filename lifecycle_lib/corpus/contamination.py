@@ -28,10 +28,11 @@ from lifecycle_lib.core.records import read_json, read_jsonl, write_json
 from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.core.stats import wilson
 from lifecycle_lib.corpus.dedupe import bare_words
-from lifecycle_lib.corpus.screens import MIN_WORDS, NGRAMS, EvalSet, Part, Screen, Words, as_hex, make_set
+from lifecycle_lib.corpus.screens import MIN_WORDS, NGRAMS, EvalSet, Part, Screen, Words, among, as_hex, make_set
 
 FORMAT = "lifecycle-registry-1"
 SUSPECTS = "suspects"
+MAX_LINE_BYTES = 1 << 26
 HASHED = ("n_items", "ngrams", "max_items", "canaries", "parts")
 
 
@@ -127,8 +128,8 @@ def audit(rows: Iterable[Mapping[str, Any]], registry: Registry, sets: Sequence[
     if not 0 < fuzzy <= 1:
         raise ValueError(f"fuzzy={fuzzy}: a share above 0 and at most 1; 0.8 is usual")
     for s in chosen:
-        if missing := sorted(set(ngrams) - set(s.ngrams)) or not ngrams:
-            raise ValueError(f"ngrams {list(ngrams)}: set {s.name!r} holds {list(s.ngrams)}, not {missing}; "
+        if s.name != SUSPECTS and (not ngrams or set(ngrams) - set(s.ngrams)):
+            raise ValueError(f"ngrams {list(ngrams)}: set {s.name!r} holds {list(s.ngrams)}; "
                              "register it with those, or ask for what it holds")
     wanted = {f"{n}-gram" for n in ngrams} | {"exact", "fuzzy", "canary"}
     strong = wanted - {f"{n}-gram" for n in ngrams if n != max(ngrams)}
@@ -181,14 +182,16 @@ def stream(path: str | Path, fields: Sequence[str] = ("text",)) -> Iterator[tupl
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a JSONL file") from error
     done = 0
     with file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
             done += len(line)
+            if len(line) == MAX_LINE_BYTES:
+                raise ValueError(f"{path}:{number}: a line of {MAX_LINE_BYTES} bytes or more; is this JSONL?")
             try:
                 row = json.loads(line)
                 text = " ".join([row[f] for f in fields])
             except KeyError as error:
                 raise ValueError(f"{path}:{number}: field {error} is missing; name the text with --field") from error
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: not a JSON object with text in {', '.join(fields)} ({error}); "
                                  "correct the line, or gate the file first") from error
             yield {"id": row.get("id", number), "text": text}, done
@@ -204,9 +207,9 @@ def ngram_table(items: Sequence[str], rows: Sequence[str], ns: Iterable[int] = r
     for n in ns:
         a, b = [np.unique(w.runs(n)) for w in left], [np.unique(w.runs(n)) for w in right]
         shared = np.intersect1d(np.concatenate(a), np.concatenate(b))
-        k = sum(bool(np.isin(g, shared).any()) for g in a)
+        k = sum(bool(among(g, shared).any()) for g in a)
         table.append({"n": n, "items_hit": k, "n_items": len(items), "rate": k / len(items),
-                      "interval": wilson(k, len(items)), "rows_hit": sum(bool(np.isin(g, shared).any()) for g in b),
+                      "interval": wilson(k, len(items)), "rows_hit": sum(bool(among(g, shared).any()) for g in b),
                       "n_rows": len(rows), "too_short": sum(not len(g) for g in a)})
     return table
 
@@ -271,7 +274,7 @@ def detection(items: Sequence[Mapping[str, str]], leaks: Mapping[str, Sequence[s
         loud, result[kind] = scores(texts), {}
         for j, name in enumerate(names):
             a, b = np.sort(quiet[:, j]), loud[:, j]
-            grid = np.unique(np.concatenate([a, b, [np.nextafter(max(a.max(), b.max()), np.inf)]]))
+            grid = np.unique(np.concatenate([a, b, [np.nextafter(max(1, a.max(), b.max()), np.inf)]]))
             alarms = 1 - np.searchsorted(a, grid, "left") / len(a)
             caught = 1 - np.searchsorted(np.sort(b), grid, "left") / len(b)
             at = int(np.flatnonzero((alarms <= allow) & (grid > 0))[0])

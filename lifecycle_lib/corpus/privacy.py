@@ -70,7 +70,7 @@ _digit_runs = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){11,18}(?![\w-]|\.\d)")
 _iban = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _ip = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})(?![\w:]|\.\d)")
 _ssn = _all(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
-_phone = re.compile(r"(?<![\w/#$-])(?<!\d[.,:])(?:\+|\(\+?)?\d(?:[ .()-]{0,2}\d){6,14}(?!\w|[/:.,-]\d)")
+_phone = re.compile(r"(?<![\w/#$-])(?<!\d[.,: ])(?:\+|\(\+?)?\d(?:[ .()-]{0,2}\d){6,14}(?!\w|[ .()/:,-]\d)")
 _id = _all(r"\b(?:licen[cs]e|passport|account|customer|member(?:ship)?|national)(?: (?:number|no\.?|id|#))?(?: is|:) "
            r"(?=\S*\d\S*\d\S*\d)([A-Z0-9][A-Z0-9-]{4,24})\b", re.I)
 _phone_cue = re.compile(r"(?:phone|call|tel|mobile|cell|fax|contact|number|text me)\b[^\n]{0,25}\n?[^\n]{0,5}$",
@@ -220,7 +220,7 @@ _spaced = re.compile(r"(?<![\w.])\d(?:[ ._*-]{1,3}\d){8,18}(?!\w)")
 
 
 def obfuscated(text: str) -> Iterator[Span]:
-    """What people write to hide from a filter: "john at mail dot com", "4 1 1 1 - 1 1 1 1 ...", digit by digit.
+    """What people write to hide from a filter: "john at mail dot com", "4 1 1 1 - 1 1 1 1 ...", "5.5.5_1.2.3...".
 
     Needs "dot" or a full stop before an ending, so takes "meet at noon. see you" for an address at times: off by
     default. Misses number words ("four one one"), homoglyphs and text in pictures."""

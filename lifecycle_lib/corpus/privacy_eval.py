@@ -129,10 +129,9 @@ def recall_gain(train: Rows, test: Rows, precision: float = 0.9, draws: int = 10
 
     Half of `train`'s templates fit the classifier, the other half choose the threshold: from patterns alone downwards,
     the last before patterns and classifier together fall below `precision` there. On `test` the precision is measured,
-    not guaranteed. Returns the gain
-    as an Effect (95 % bootstrap over test templates), precision and recall of both, the threshold, and "curve":
-    (threshold, precision, recall, share of rows with a token for review) on test. Raises ValueError where no threshold
-    reaches the precision, and where `test` holds no personal token."""
+    not guaranteed. Returns the gain as an Effect (95 % bootstrap over test templates), precision and recall of both,
+    the threshold, and "curve": (threshold, precision, recall, share of rows with a token for review) on test. Raises
+    ValueError where no threshold reaches the precision, and where `test` holds no personal token."""
     fit, choose = split_by_template(train, derive_seed(seed, "choose") % 2**31)
     model = TokenClassifier().fit(fit)
 
@@ -144,7 +143,7 @@ def recall_gain(train: Rows, test: Rows, precision: float = 0.9, draws: int = 10
         truth = np.concatenate([p[1] for p in parts])
         said = np.concatenate([p[2] | (p[3] >= threshold) for p in parts])
         both = (truth & said).sum()
-        return float(both / max(1, said.sum())), float(both / max(1, truth.sum()))
+        return float(both / said.sum()) if said.any() else 1.0, float(both / max(1, truth.sum()))
 
     chosen, seen = measure(choose), measure(test)
     if not any(p[1].any() for p in seen):

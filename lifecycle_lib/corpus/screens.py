@@ -200,7 +200,7 @@ class Match:
     score: float
 
 
-def _among(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def among(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Which values are among the sorted keys; np.isin would sort the keys again for every row."""
     if not len(keys):
         return np.zeros(len(values), dtype=bool)
@@ -234,13 +234,13 @@ class Screen:
     def known(self, words: Words, n: int) -> np.ndarray:
         """The distinct n-grams of a row that are registered."""
         runs = words.runs(n)
-        return np.unique(runs[_among(runs, self.keys[n])]) if n in self.keys else runs[:0]
+        return np.unique(runs[among(runs, self.keys[n])]) if n in self.keys else runs[:0]
 
     def verbatim(self, words: Words) -> set[int]:
         """Parts whose words stand in the row in one run; of fewer than MIN_WORDS words, only if they are the row."""
         found = set(self.short.get((words.n, words.run(0, words.n)), ()))
         runs = words.runs(MIN_WORDS)
-        for start in np.flatnonzero(_among(runs, self.anchors)).tolist():
+        for start in np.flatnonzero(among(runs, self.anchors)).tolist():
             by_length = self.long[int(runs[start])]
             for length in {n for n, _ in by_length}:
                 found.update(by_length.get((length, words.run(start, length)), ()))
