@@ -208,9 +208,10 @@ def after_text(result: Mapping[str, Any]) -> str:
     """The three levels, with their numbers."""
     exact, a = result["exact"], result["agreement"]
     yes = {True: "equal", False: "DIFFERENT"}
+    held = "follows from equal weights" if all(exact.values()) else "within the margin" if a["statistical"] else \
+        "NOT shown to be within the margin"
     lines = [f"exact        weights {yes[exact['weights']]}, logits {yes[exact['logits']]}",
-             f"statistical  {'within' if a['statistical'] else 'NOT shown within'} +-{100 * a['margin']:g} points "
-             f"({a['n_cases']} cases, greedy, 95 % over cases)"]
+             f"statistical  {held} (+-{100 * a['margin']:g} points, {a['n_cases']} cases, greedy, 95 % over cases)"]
     lines += [f"  {name:<20} {100 * r['first']:5.1f} % -> {100 * r['second']:5.1f} %   {100 * r['difference']:+.1f} "
               f"[{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]  {r['verdict']}" for name, r in a["rates"].items()]
     k = "not defined" if a["kappa"] is None else f"{a['kappa']:.2f}"
