@@ -44,7 +44,7 @@ class Knobs:
 
     steps: int = 200
     batch: int = 64
-    lr: float = 3e-3
+    lr: float = 6e-3
     warmup_share: float = 0.05
     weight_decay: float = 0.0
     beta2: float = 0.95
