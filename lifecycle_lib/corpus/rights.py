@@ -7,10 +7,10 @@ licence; `compose` for a whole mix, because terms that are fine alone can confli
     - two share-alike licences that cannot meet, or share-alike with a restriction its own licence does not have
       (weights leave the house under one licence, which cannot be both), where the plan hands out weights.
 
-When a mix is refused, compose names minimal conflicting sets (every part is needed for the conflict) and the cheapest
-way out: the parts with the fewest tokens whose removal leaves nothing to refuse. It is exact, by implicit hitting sets
-(Chandrasekaran et al. 2011; Reiter 1987 for the sets): remove the cheapest parts that hit every conflict found so far;
-if the rest is still refused, shrink it to a new minimal conflict and go on.
+When a mix is refused, compose names the cheapest way out, the parts with the fewest tokens whose removal leaves nothing
+to refuse, and for each of them a minimal conflict with those that stay (drop any one part and it is gone). It is exact:
+every conflict but mixing is one between two tags, so a mix can come under a largest set of tags without a clash, of
+which there are few; each is tried with all parts that fit it. Minimal sets are found by deletion.
 
 Treated with care rather than law: a model counts as derived from every text it was trained on. Unknown rights are never
 permitted in production; the research lane (plan NONE) may read them and its checkpoints carry the lane in their name.
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lifecycle_lib.corpus.licences import PLANS, TAGS, Option, Policy, Terms, base_tag, join, join_options, policy
+from lifecycle_lib.corpus.licences import PLANS, TAGS, Option, Policy, Terms, base_tag, join, policy
 from lifecycle_lib.corpus.rights_log import Claim, ClaimsLog, check_date, contract_problems, mixing_allowed
 
 RULES = "1.0.0"  # of the code below; raise it when a verdict can change
@@ -161,19 +161,46 @@ def parts_of(rows: Iterable[Mapping[str, Any]]) -> list[Part]:
     return [Part(*key, *own) for key, own in sorted(counts.items())]
 
 
+def clash(a: str, b: str, rules: Policy) -> str:
+    """Why one released work cannot come under both tags; "" if it can."""
+    (kind_a, _, name_a), (kind_b, _, name_b) = a.partition(":"), b.partition(":")
+    if kind_a == kind_b == "share-alike" and not rules.may_meet(name_a, name_b):
+        return f"the weights cannot be passed on under {name_a} and under {name_b}"
+    for kind, name, other in ((kind_a, name_a, kind_b), (kind_b, name_b, kind_a)):
+        if kind == "share-alike" and other in RESTRICTIONS and other not in map(base_tag, rules.tags[name]):
+            return f"{name} must be passed on without further restrictions, and {other} is one"
+    return ""
+
+
 def joint_problem(spec: JobSpec, option: Option, rules: Policy) -> str:
     """Why tags that are each admitted cannot hold for one released work; "" if they can."""
     if not rules.plans[spec.distribution]["weights_leave"]:
         return ""
-    alike = sorted(tag.partition(":")[2] for tag in option if base_tag(tag) == "share-alike")
-    for a, b in itertools.combinations(alike, 2):
-        if not rules.may_meet(a, b):
-            return f"the weights cannot be passed on under {a} and under {b}"
-    for name in alike:
-        own = {base_tag(tag) for tag in rules.tags[name]}
-        if clash := sorted(t for t in option if base_tag(t) in RESTRICTIONS and base_tag(t) not in own):
-            return f"{name} must be passed on without further restrictions, and {clash[0]} is one"
-    return ""
+    return next(filter(None, (clash(a, b, rules) for a, b in itertools.combinations(sorted(option), 2))), "")
+
+
+def outcomes(spec: JobSpec, tags: frozenset[str], rules: Policy) -> list[frozenset[str]]:
+    """The largest sets of these tags that one released work can come under: maximal cliques (Bron-Kerbosch 1973)."""
+    if not rules.plans[spec.distribution]["weights_leave"]:
+        return [tags]
+    meets = {a: {b for b in tags if b != a and not clash(a, b, rules)} for a in tags}
+    found: list[frozenset[str]] = []
+
+    def grow(clique: frozenset[str], more: set[str], seen: set[str]) -> None:
+        if not more and not seen:
+            found.append(clique)
+        pivot = max(more | seen, key=lambda tag: len(meets[tag] & more), default="")
+        for tag in sorted(more - meets.get(pivot, set())):
+            grow(clique | {tag}, more & meets[tag], seen & meets[tag])
+            more, seen = more - {tag}, seen | {tag}
+
+    grow(frozenset(), set(tags), set())
+    return sorted(found, key=sorted)
+
+
+def fits(options: Terms, outcome: frozenset[str]) -> bool:
+    """Does some choice ask for nothing outside this outcome?"""
+    return any(option - {"commercial-ok"} <= outcome for option in options)
 
 
 def conflict(spec: JobSpec, parts: Sequence[tuple[Part, Verdict]], rules: Policy) -> str:
@@ -182,24 +209,18 @@ def conflict(spec: JobSpec, parts: Sequence[tuple[Part, Verdict]], rules: Policy
     for part, judged in parts:
         if judged.claim and judged.claim.contract and not mixing_allowed(judged.claim.contract, part.source, sources):
             return f"{part.source} may not be mixed"
-    why = ""
-
-    def fits(joined: Option, rest: Sequence[Terms]) -> bool:
-        nonlocal why
-        if problem := joint_problem(spec, joined, rules):
-            why = why or problem
-            return False
-        return not rest or any(fits(join_options(joined, o), rest[1:]) for o in sorted(rest[0], key=sorted))
-
-    choices = sorted({own.options for _, own in parts}, key=lambda terms: (len(terms), sorted(map(sorted, terms))))
-    return "" if fits(frozenset({"commercial-ok"}), choices) else why
+    tags = frozenset(tag for _, judged in parts for option in judged.options for tag in option) - {"commercial-ok"}
+    if any(all(fits(judged.options, outcome) for _, judged in parts) for outcome in outcomes(spec, tags, rules)):
+        return ""
+    chosen = [min(judged.options, key=sorted) for _, judged in parts]  # as good as any: every choice has a problem
+    return joint_problem(spec, frozenset().union(*chosen), rules)
 
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """The answer for a mix. `refused`: parts that no mix of this job may hold; `conflicts`: minimal sets of parts that
-    cannot be together (parts that ask alike are named once); `remove`: the refused, and the cheapest further parts to
-    leave out; `kept`: the rest."""
+    """The answer for a mix. `refused`: parts that no mix of this job may hold; `remove`: those, and
+    the cheapest further parts to leave out; `conflicts`: for each of the latter a minimal set of parts that cannot be
+    together, itself first (parts that ask alike are named once); `kept`: the rest."""
 
     kept: tuple[Part, ...]
     refused: tuple[tuple[Part, tuple[str, ...]], ...]
@@ -228,51 +249,30 @@ def compose(spec: JobSpec, parts: Sequence[Part], log: ClaimsLog | None = None,
     rules = rules or policy()
     judged = {part: verdict(spec, part.source, part.licence, log, rules) for part in parts}
     groups: dict[Any, list[Part]] = {}  # parts that conflict alike stay or go together
-    for part in sorted((part for part in parts if judged[part].ok), key=lambda p: -p.tokens):
+    for part in sorted((part for part in parts if judged[part].ok), key=lambda p: (-p.tokens, str(p))):
         claim = judged[part].claim
-        groups.setdefault((judged[part].options, part.source if claim and claim.contract else ""), []).append(part)
-    members = {own[0]: own for own in groups.values()}
+        alone = claim and claim.contract and claim.contract.no_mixing
+        groups.setdefault((part.source if alone else "", judged[part].options), []).append(part)
+    tags = frozenset(tag for _, options in groups for option in options for tag in option) - {"commercial-ok"}
+    ways = [[own for (source, options), own in groups.items() if source == alone and fits(options, outcome)]
+            for outcome in outcomes(spec, tags, rules) for alone in sorted({source for source, _ in groups} | {""})]
+    best = max(ways, key=lambda way: (sum(p.tokens for own in way for p in own), sum(map(len, way))))
 
     def why(some: Iterable[Part]) -> str:
         return conflict(spec, [(part, judged[part]) for part in some], rules)
 
-    cost = {first: sum(part.tokens for part in own) for first, own in members.items()}
-    sets: list[tuple[tuple[Part, ...], str]] = []
-    while True:
-        out = cheapest_hit([set(found) for found, _ in sets], cost)
-        rest = [first for first in members if first not in out]
-        if not why(rest):
-            break
-        for first in list(rest):
-            if why(fewer := [p for p in rest if p != first]):
-                rest = fewer
-        sets.append((tuple(rest), why(rest)))
-    keep = {part for first, own in members.items() if first not in out for part in own}
+    sets = []
+    for own in (own for own in groups.values() if own not in best):  # who goes, and against which of those who stay
+        found = [kept[0] for kept in best]
+        for first in list(found):
+            if why([own[0], *(fewer := [part for part in found if part != first])]):
+                found = fewer
+        sets.append(((own[0], *found), why([own[0], *found])))
+    keep = {part for own in best for part in own}
     return Composition(tuple(part for part in parts if part in keep),
                        tuple((part, judged[part].problems) for part in parts if not judged[part].ok), tuple(sets),
                        tuple(part for part in parts if part not in keep),
                        join(*{judged[part].options for part in keep}) if keep else None)
-
-
-def cheapest_hit(sets: Sequence[set[Part]], cost: Mapping[Part, int]) -> set[Part]:
-    """The parts of least cost in all (then the fewest, then by name) that hit every set: branch and bound."""
-    best: list[tuple[tuple, frozenset[Part]]] = []
-
-    def price(taken: frozenset[Part]) -> tuple:
-        return sum(cost[p] for p in taken), len(taken), sorted(map(str, taken))
-
-    def visit(taken: frozenset[Part]) -> None:
-        if best and price(taken) >= best[0][0]:
-            return
-        missed = next((s for s in sets if not s & taken), None)
-        if missed is None:
-            best[:] = [(price(taken), taken)]
-            return
-        for part in sorted(missed, key=lambda p: (cost[p], str(p))):
-            visit(taken | {part})
-
-    visit(frozenset())
-    return set(best[0][1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def brute_force(spec, parts, log=None) -> tuple[int, set[frozenset[Part]]]:
 def test_compose_agrees_with_all_subsets():
     source, several = rng(2, "mixes"), 0
     pool = ["MIT", "CC0-1.0", "CC-BY-SA-4.0", "GPL-2.0-only", "GPL-3.0-only", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",
-            "ODbL-1.0", "GPL-2.0-only OR CC-BY-NC-4.0", "CC-BY-SA-4.0 OR ODbL-1.0", ""]
+            "ODbL-1.0", "CC-BY-SA-4.0 AND GPL-2.0-only", "GPL-2.0-only OR CC-BY-NC-4.0", "CC-BY-SA-4.0 OR ODbL-1.0", ""]
     grant = {"date": "2026-01-01", "event": "granted", "licence": "CC0-1.0"}
     alone = {"customer": "c", "starts": "2026-01-01", "ends": "2026-12-31", "no_mixing": True}
     log = ClaimsLog([*({"source": f"S{i}", **grant} for i in range(5)), {"source": "N", **grant, "contract": alone}])
@@ -149,6 +149,30 @@ def test_many_sources_in_one_mix():
     found = compose(replace(OPEN, allowed_tags=("attribution", "share-alike")), parts)
     by_licence = {name: sum(p.tokens for p in parts if p.licence == name) for name in ("CC-BY-SA-4.0", "ODbL-1.0")}
     assert sum(p.tokens for p in found.remove) == min(by_licence.values()) and len(found.conflicts) == 1
+
+
+def test_the_cheapest_way_out_is_not_the_smaller_of_each_pair():
+    job = replace(OPEN, purpose="research", distribution="RESTRICTED",
+                  allowed_tags=("attribution", "share-alike", "non-commercial"))
+    hub, rest = Part("H", "CC-BY-SA-4.0", 1, 5), [Part("B", "CC-BY-NC-4.0", 1, 3), Part("C", "CC-BY-NC-SA-4.0", 1, 3)]
+    found = compose(job, [hub, *rest])
+    assert found.remove == (hub,) and len(found.conflicts) == 1
+    greedy = {min((hub, part), key=lambda p: p.tokens) for part in rest}  # 6 tokens, where 5 are enough
+    assert sum(p.tokens for p in greedy) == 6 and compose(job, [p for p in (hub, *rest) if p not in greedy]).ok
+
+
+def test_every_share_alike_licence_in_one_mix():
+    names = [name for name, tags in policy().tags.items() if f"share-alike:{name}" in tags and "commercial-ok" in tags]
+    parts = [Part(name, name, 1, 10 + i) for i, name in enumerate(names)]
+    found = compose(replace(OPEN, allowed_tags=("attribution", "share-alike")), parts)
+    assert len(names) > 30 and len(found.conflicts) == len(found.remove) == len(names) - len(found.kept)
+    assert all(policy().may_meet(a.licence, b.licence) for a, b in itertools.combinations(found.kept, 2))
+
+
+def test_a_part_can_conflict_with_itself():
+    found = compose(replace(OPEN, allowed_tags=("attribution", "share-alike")),
+                    [Part("A", "CC-BY-SA-4.0 AND GPL-2.0-only", 1, 9), Part("B", "MIT", 1, 1)])
+    assert [[p.source for p in parts] for parts, _ in found.conflicts] == [["A"]] and found.kept[0].source == "B"
 
 
 def test_compose_nothing_raises():
