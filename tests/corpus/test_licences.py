@@ -8,6 +8,7 @@ import re
 import license_expression
 import pytest
 
+from lifecycle_lib.core.records import read_jsonl
 from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.corpus import licences
 from lifecycle_lib.corpus.licences import (
@@ -143,3 +144,9 @@ def test_licences_of_the_real_data_all_map_to_a_known_tag(real_data):
     for cell in cells:
         terms = rules.parse(rules.names.get(cell, cell)).terms
         assert terms and not any("unknown" in option for option in terms), cell
+
+
+def test_the_47_licence_texts_of_the_real_data_are_all_in_the_table(real_data):
+    ids = [row["id"] for row in read_jsonl(real_data / "corpora" / "licenses.jsonl")]
+    assert len(ids) == 47
+    assert [name for name in ids if policy().parse(name).problem] == []

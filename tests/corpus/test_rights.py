@@ -10,7 +10,7 @@ import pytest
 
 from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.corpus import rights
-from lifecycle_lib.corpus.licences import TAGS, policy
+from lifecycle_lib.corpus.licences import TABLE, TAGS, policy
 from lifecycle_lib.corpus.rights import (
     JobSpec,
     Part,
@@ -23,6 +23,7 @@ from lifecycle_lib.corpus.rights import (
     verdict,
 )
 from lifecycle_lib.corpus.rights_log import ClaimsLog
+from lifecycle_lib.desk.sources import draw_rows
 
 OPEN = JobSpec(name="open", purpose="commercial", distribution="OPEN", allowed_tags=("attribution",), date="2026-06-01")
 API = replace(OPEN, distribution="API", allowed_tags=("attribution", "share-alike", "partner-only"))
@@ -209,3 +210,17 @@ def test_certainty_by_hand():
     assert "50.0% of the tokens" in certainty_gate({"verified": 1, "partial": 0, "unknown": 1}, 0.4)
     with pytest.raises(ValueError, match="no tokens"):
         certainty([Part("X", "MIT", 1, 0)], "2026-02-01")
+
+
+def test_the_desk_sources_under_three_plans():
+    """Tokens admitted fall with the strictness of the plan; what was planted as unlicensed is never kept."""
+    log, rows = ClaimsLog.read(TABLE.parent / "claims_example.jsonl"), draw_rows(1000, 0)
+    parts = parts_of(rows)
+    job = replace(OPEN, purpose="research", allowed_tags=("attribution", "share-alike", "non-commercial"))
+    before, after = (replace(job, date=day) for day in ("2026-08-31", "2026-09-01"))
+    kept = {plan: {str(p) for p in compose(replace(before, distribution=plan), parts, log).kept}
+            for plan in ("OPEN", "RESTRICTED", "API")}
+    assert kept["OPEN"] < kept["API"] and "FORUM-3 [CC-BY-NC-4.0]" in kept["API"] - kept["OPEN"]
+    assert not {"CHAT [no licence]", "FORUM-1 [no licence]", "MIRROR [NOASSERTION]"} & set().union(*kept.values())
+    notice = {str(p) for p in compose(replace(after, distribution="API"), parts, log).kept}
+    assert kept["API"] - notice == {"FORUM-3 [CC-BY-NC-4.0]"}
