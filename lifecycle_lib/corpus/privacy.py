@@ -334,18 +334,19 @@ def score_spans(gold: Sequence[Sequence[Span]], found: Sequence[Sequence[Span]],
 
 def privacy_report(rows: Sequence[Mapping[str, Any]], detect: Callable[[str], list[Span]] = find_pii,
                    match: str = "overlap", merge: Mapping[str, str] | None = None, examples: int = 3) -> dict[str, Any]:
-    """Precision and recall by kind over rows {"text", "spans": [Span, ...]}, most gold spans first, and what is missed.
+    """Precision and recall by kind over rows {"text", "spans"}, most gold spans first, and what is missed.
 
-    `merge` renames kinds on both sides ({"BIRTH_DATE": "DATE"} where the labels do not tell them apart). Returns
-    {"table": [one dict a kind], "never_found": kinds with gold spans and no hit, "unlabelled": kinds found without a
+    Each span is a Span or a dict with start, end, kind. `merge` renames kinds on both sides ({"BIRTH_DATE": "DATE"}
+    where the labels do not tell them apart). Returns {"table": [one dict a kind], "never_found": kinds with gold spans and no hit, "unlabelled": kinds found without a
     gold span, "n_rows", "match"}. Raises ValueError as `score_spans`."""
     rename = merge or {}
 
-    def renamed(spans: Sequence[Span]) -> list[Span]:
-        return [Span(s.start, s.end, rename.get(s.kind, s.kind), s.text) for s in spans]
+    def spans_of(text: str, spans: Sequence[Any]) -> list[Span]:
+        places = [s if isinstance(s, Span) else Span(s["start"], s["end"], s["kind"]) for s in spans]
+        return [Span(s.start, s.end, rename.get(s.kind, s.kind), text[s.start:s.end]) for s in places]
 
-    gold = [[Span(s.start, s.end, s.kind, row["text"][s.start:s.end]) for s in renamed(row["spans"])] for row in rows]
-    scores = score_spans(gold, [renamed(detect(row["text"])) for row in rows], match)
+    gold = [spans_of(row["text"], row["spans"]) for row in rows]
+    scores = score_spans(gold, [spans_of(row["text"], detect(row["text"])) for row in rows], match)
     table = []
     for kind, s in sorted(scores.items(), key=lambda item: (-item[1].gold, item[0])):
         seen = list(dict.fromkeys(s.missed))
