@@ -21,7 +21,8 @@ def codes(text, rules=R):
 
 
 HITS = {
-    "too_short": " ok  ", "too_long": " ".join(map("".join, itertools.product("bcdfgh", repeat=6))), "mojibake": "itâ€™s the thÃ© shop , and it came late",
+    "too_short": " ok  ", "too_long": " ".join(map("".join, itertools.product("bcdfgh", repeat=6))),
+    "mojibake": "itâ€™s the thÃ© shop , and it came late",
     "symbol_heavy": "|--|--| 0 0 1 1 | == ## %% |--|", "repetitive": "buy the mug now " * 9,
     "shuffled": "the of kettle a is broken my and return the by box i it wrote",
     "spam": "WINNER! Claim your £100 prize, txt YES to 80086", "maybe_spam": "a £5 prize for the best photo",
