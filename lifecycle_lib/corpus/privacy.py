@@ -337,8 +337,8 @@ def privacy_report(rows: Sequence[Mapping[str, Any]], detect: Callable[[str], li
     """Precision and recall by kind over rows {"text", "spans"}, most gold spans first, and what is missed.
 
     Each span is a Span or a dict with start, end, kind. `merge` renames kinds on both sides ({"BIRTH_DATE": "DATE"}
-    where the labels do not tell them apart). Returns {"table": [one dict a kind], "never_found": kinds with gold spans and no hit, "unlabelled": kinds found without a
-    gold span, "n_rows", "match"}. Raises ValueError as `score_spans`."""
+    where the labels do not tell them apart). Returns {"table": [one dict a kind], "never_found": kinds with gold spans
+    and no hit, "unlabelled": kinds found without a gold span, "n_rows", "match"}. Raises ValueError as `score_spans`."""
     rename = merge or {}
 
     def spans_of(text: str, spans: Sequence[Any]) -> list[Span]:

@@ -171,6 +171,8 @@ def test_report_names_what_is_missed():
             {"text": "call +44 20 7946 0958", "spans": []}]
     report = privacy_report(rows)
     assert report["never_found"] == ["PERSON"] and report["unlabelled"] == ["PHONE"]
+    as_dicts = [r | {"spans": [{"start": s.start, "end": s.end, "kind": s.kind} for s in r["spans"]]} for r in rows]
+    assert privacy_report(as_dicts) == report
     by_kind = {t["kind"]: t for t in report["table"]}
     assert by_kind["PERSON"]["missed"] == ["Ada"] and by_kind["PERSON"]["recall"] == 0
     assert by_kind["EMAIL"]["recall"] == 1 == by_kind["EMAIL"]["characters_hidden"]
