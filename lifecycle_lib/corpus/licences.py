@@ -107,6 +107,9 @@ def _spdx() -> spdx.Licensing:
 class Policy:
     """The table: which licence asks what, which plans admit which tags, which share-alike licences may meet.
 
+    `names` translates what some data sets say of themselves ("CC BY 4.0") for whoever imports them; `parse` never uses
+    it: a row states SPDX or is unknown.
+
     Raises ValueError naming file, entry and fix: an id that SPDX does not know and that is no LicenseRef, an id in two
     groups, an unknown tag, a group both commercial-ok and not.
     """

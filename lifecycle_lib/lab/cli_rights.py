@@ -128,10 +128,10 @@ def cmd_who(args: argparse.Namespace) -> int:
     hit, plan = models_hit(store, args.source), delete_plan(store, args.source)
     for step in plan["steps"]:
         floor = "at least " if step["cost_is_a_floor"] else ""
-        print(f"{step['name']:<16} {step['fingerprint']}  {'weights' if step['weights'] else 'no weights':<10}  "
+        print(f"{step['name']:<24} {step['fingerprint']}  {'weights' if step['weights'] else 'no weights':<10}  "
               f"{step['action']:<18}  {floor}{step['cpu_s']:.1f} CPU s")
     for artifact in hit[NOT_RECORDED]:
-        print(f"{artifact.name:<16} {artifact.fingerprint}  does not say what it holds")
+        print(f"{artifact.name:<24} {artifact.fingerprint}  does not say what it holds")
     print(f"{args.source}: held by {len(hit[HOLDS])}, not by {len(hit[CLEAN])}, not recorded for "
           f"{len(hit[NOT_RECORDED])}; rebuilding what holds it took {plan['cpu_s']:.1f} CPU s the last time")
     return 0
