@@ -338,7 +338,7 @@ def privacy_report(rows: Sequence[Mapping[str, Any]], detect: Callable[[str], li
 
     Each span is a Span or a dict with start, end, kind. `merge` renames kinds on both sides ({"BIRTH_DATE": "DATE"}
     where the labels do not tell them apart). Returns {"table": [one dict a kind], "never_found": kinds with gold spans
-    and no hit, "unlabelled": kinds found without a gold span, "n_rows", "match"}. Raises ValueError like score_spans."""
+    and no hit, "unlabelled": kinds found without a gold span, "n_rows", "match"}. Raises what score_spans does."""
     rename = merge or {}
 
     def spans_of(text: str, spans: Sequence[Any]) -> list[Span]:
