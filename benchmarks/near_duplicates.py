@@ -102,7 +102,7 @@ def full(path: str, n: int, planted) -> dict:
     start = time.process_time()
     found = near_clusters(JsonlTexts(path), THRESHOLD, MinHash(permutations=128, k=K))
     seconds, peak = time.process_time() - start, peak_memory_bytes()
-    texts = read(path, n)
+    texts = read(path, n)  # after the peak was read
     true = [(i, j) for i, j in planted if same(grams(texts[i]), grams(texts[j]))]
     pairs = found.edges.tolist()
     clusters = found.clusters()
@@ -191,7 +191,21 @@ def subset_datasketch(path: str, n: int, planted) -> dict:
             "signatures_per_s": round(n / signatures)}
 
 
-SIDES = {f.__name__: f for f in (full, flags, subset_ours, subset_rensa, subset_datasketch)}
+def make(path: str, n: int, planted) -> dict:
+    made, pairs = rows(n, seed=0)
+    write_jsonl(path, made)
+    Path(path).with_name("planted.json").write_text(json.dumps(pairs))
+    return {}
+
+
+SIDES = {f.__name__: f for f in (make, full, flags, subset_ours, subset_rensa, subset_datasketch)}
+
+
+def side(name: str, folder: str, n: int) -> dict:
+    """Run one side in a process of its own. This process stays small: a child's peak memory starts at its parent's."""
+    done = subprocess.run([sys.executable, __file__, "--side", name, "--folder", folder, "--rows", str(n)],
+                          check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
 def main() -> None:
@@ -202,27 +216,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        planted = json.loads((Path(args.folder) / "planted.json").read_text())
+        planted = Path(args.folder) / "planted.json"
+        planted = json.loads(planted.read_text()) if planted.is_file() else []
         print(json.dumps(SIDES[args.side](str(Path(args.folder) / "rows.jsonl"), args.rows, planted)))
         return
 
     n, n_subset, turns = (20_000, 5_000, 1) if args.quick else (1_000_000, 50_000, 3)
+    runs = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        made, planted = rows(n, seed=0)
-        write_jsonl(Path(folder) / "rows.jsonl", made)
-        (Path(folder) / "planted.json").write_text(json.dumps(planted))
-        del made
-
-        def side(name: str, size: int) -> dict:
-            done = subprocess.run([sys.executable, __file__, "--side", name, "--folder", folder, "--rows", str(size)],
-                                  check=True, capture_output=True, text=True)
-            return json.loads(done.stdout)
-
-        whole, flagged, slowest = side("full", n), side("flags", n), side("subset_datasketch", n_subset)
-        runs = defaultdict(list)
+        side("make", folder, n)
+        whole, flagged, slowest = (side(*which) for which in (
+            ("full", folder, n), ("flags", folder, n), ("subset_datasketch", folder, n_subset)))
         for turn in range(turns):
             for name in sorted(("subset_ours", "subset_rensa"), reverse=turn % 2 == 1):
-                runs[name].append(side(name, n_subset))
+                runs[name].append(side(name, folder, n_subset))
     ours, rensa = ({key: statistics.median(run[key] for run in runs[name]) for key in runs[name][0]}
                    for name in ("subset_ours", "subset_rensa"))
     print(json.dumps({

@@ -118,15 +118,16 @@ def near_pairs(texts: Sequence[str], threshold: float, k: int = 5, unit: str = "
     found = [batch @ (len(distinct), 1) for batches in buckets_of for batch in batches]
     candidates = np.stack(divmod(np.unique(np.concatenate(found or [np.empty(0, np.int64)])), len(distinct) or 1), 1)
     pairs = [(i, j, 1.0) for same in copies for n, i in enumerate(same) for j in same[n + 1:]]
-    for a, b, j in verified(distinct, sieve(signatures, candidates, threshold), threshold, k, unit):
+    for a, b, j in verified(distinct, sieve(signatures, candidates, threshold).tolist(), threshold, k, unit):
         pairs += [(min(x, y), max(x, y), j) for x in copies[a] for y in copies[b]]
     return sorted(pairs)
 
 
-def verified(texts: Sequence[str], pairs: np.ndarray, threshold: float, k: int, unit: str) -> Iterator[Pair]:
-    """Those of `pairs` (M, 2) whose Jaccard reaches the threshold, compared as sets of strings: no hash can let a
+def verified(texts: Sequence[str], pairs: Iterable[Sequence[int]], threshold: float, k: int, unit: str
+             ) -> Iterator[Pair]:
+    """Those of `pairs` (i, j) whose Jaccard reaches the threshold, compared as sets of strings: no hash can let a
     false pair through."""
-    for i, j in pairs.tolist():
+    for i, j in pairs:
         value = jaccard(shingles(texts[i], k, unit), shingles(texts[j], k, unit))
         if value >= threshold:
             yield i, j, value

@@ -25,6 +25,7 @@ from lifecycle_lib.corpus.dedupe import join, verified
 from lifecycle_lib.corpus.minhash import MinHash, band_keys, bands_for, bucket_pairs, buckets, sieve
 
 BLOCK_CHARACTERS = 1 << 21
+REMEMBERED_PAIRS = 1 << 20  # compared before: about 150 bytes each
 
 
 class JsonlTexts(Sequence):
@@ -50,7 +51,7 @@ class JsonlTexts(Sequence):
 
     def _text(self, line: bytes, i: int) -> str:
         try:
-            text = json.loads(line)["text"]
+            text = json.loads(str(line, "utf-8"))["text"]
         except (ValueError, KeyError, TypeError):
             text = None
         if not isinstance(text, str):
@@ -62,7 +63,7 @@ class JsonlTexts(Sequence):
 class NearClusters:
     """`labels` int64 (N,): the lowest row of each row's cluster. `edges` (E, 2) with exact `jaccards` (E,) join them:
     a forest, every edge at the threshold or above. `candidates`: pairs of a band that were not in one cluster yet;
-    `compared`: those left by the sieve, compared exactly (a pair counts once for each band it meets in).
+    `compared`: those left by the sieve, compared exactly.
     `beyond_window`: how often a row of a band had more rows after it in its bucket than `window`."""
 
     labels: np.ndarray
@@ -88,7 +89,7 @@ def near_clusters(texts: Sequence[str], threshold: float, minhash: MinHash | Non
         raise ValueError("near_clusters got no texts; an empty corpus has no duplicates to count")
     bands, rows = bands_for(threshold, minhash.permutations, recall)
     minhash = replace(minhash, permutations=bands * rows)
-    parent, edges = np.arange(n), []
+    parent, edges, seen = np.arange(n), [], set()
     candidates = compared = beyond = 0
     with tempfile.TemporaryFile(dir=folder) as file, bar("near duplicates", n * (1 + bands)) as progress:
         digests, minima, start = np.empty(n, np.uint64), np.empty((n, bands * rows), np.uint8), 0
@@ -113,8 +114,11 @@ def near_clusters(texts: Sequence[str], threshold: float, minhash: MinHash | Non
             for batch in bucket_pairs(keys, distinct[order], window):
                 pairs = batch[_roots(parent, batch[:, 0]) != _roots(parent, batch[:, 1])]
                 candidates += len(pairs)
-                likely = sieve(minima, pairs, threshold)
+                likely = [p for p in map(tuple, sieve(minima, pairs, threshold).tolist()) if p not in seen]
                 compared += len(likely)
+                if len(seen) > REMEMBERED_PAIRS:
+                    seen.clear()
+                seen.update(likely)
                 for i, j, value in verified(texts, likely, threshold, minhash.k, minhash.unit):
                     if join(parent, i, j):
                         edges.append((i, j, value))
