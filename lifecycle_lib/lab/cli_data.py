@@ -18,19 +18,19 @@ def cmd_gate(args: argparse.Namespace) -> int:
     from lifecycle_lib.corpus.gate import run_gate
 
     manifest = run_gate(args.file, args.out, _config(args))
-    print(summary(manifest, args.by, args.file))
+    _say(summary(manifest, args.by, args.file))
     lost = manifest["counts"]["lost"]
     if lost:
-        print(f"\n{lost:,} lines lost, no row could be made of them:")
+        _say(f"\n{lost:,} lines lost, no row could be made of them:")
         for line in lost_text(args.file, lost_lines(args.out)):
-            print(line)
-    print(f"\n{Path(args.out) / 'manifest.json'}  {manifest['hash'][:16]}")
+            _say(line)
+    _say(f"\n{Path(args.out) / 'manifest.json'}  {manifest['hash'][:16]}")
     if args.board:
         from lifecycle_lib.lab.data_board import write_board
 
-        print(write_board(args.out))
+        _say(write_board(args.out))
     if not manifest["counts"]["kept"]:
-        print("nothing was kept: see the reasons above, or: lifecycle data explain FOLDER line:1")
+        _say("nothing was kept: see the reasons above, or: lifecycle data explain FOLDER line:1")
     return 1 if lost or not manifest["counts"]["kept"] else 0
 
 
@@ -64,11 +64,11 @@ def summary(manifest: dict[str, Any], by: str, name: str) -> str:
     return "\n\n".join(text)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Left column of names, right-aligned numbers."""
-    rows = [head, *rows]
-    wide = [min(40, max(len(row[i]) for row in rows)) for i in range(len(head))]
-    return "\n".join("  ".join(cell[:40].ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Columns of at most 60 characters; those in `left` are text, the others numbers to the right."""
+    rows = [[_cut(cell, 60) for cell in row] for row in (head, *rows)]
+    wide = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in
                                enumerate(zip(row, wide))).rstrip() for row in rows)
 
 
@@ -98,25 +98,32 @@ def cmd_diff(args: argparse.Namespace) -> int:
     failed = too_much_lost(parts, args.max_loss)
     shown = [part for part in parts if part.lost or part.gained]
     rows = [[p.name, f"{p.before:,}", f"{p.kept:,}", f"{p.lost_share:.1%}" if p.before else "-", f"{p.gained:,}",
-             "  " + ", ".join(f"{r} {n:,}" for r, n in p.reasons.most_common(3))] for p in shown]
+             ", ".join(f"{r} {n:,}" for r, n in p.reasons.most_common(3))] for p in shown]
     if rows:
-        print(table([args.by, "before", "still", "lost", "new", "why"], rows))
-    print(f"{len(parts) - len(shown)} of {len(parts)} unchanged")
+        _say(table([args.by, "before", "still", "lost", "new", "why"], rows, left=(0, 5)))
+    _say(f"{len(parts) - len(shown)} of {len(parts)} unchanged")
     for part in shown:
+        name = _cut(part.name, 40)
         for e in part.examples:
-            print(f"\n{part.name}  lost {e['id']} ({e.get('reason', 'not in the second input')}): {_line(e['text'])}")
-            if e.get("representative"):
-                alike = f", Jaccard {e['jaccard']}" if "jaccard" in e else ""
-                print(f"{part.name}  kept {e['representative']['id']}{alike}: {_line(e['representative']['text'])}")
+            why = e.get("reason", "not in the second input")
+            _say(f"\n{name}  lost {_cut(e['id'], 40)} ({why}): {_cut(e['text'])}")
+            if other := e.get("representative"):
+                alike = f" (Jaccard {e['jaccard']})" if "jaccard" in e else ""
+                _say(f"{name}  kept {_cut(other['id'], 40)}{alike}: {_cut(other['text'])}")
     if failed:
-        print(f"\nFAILED: more than {args.max_loss:.0%} lost in {len(failed)} of {len(parts)}: "
+        _say(f"\nFAILED: more than {args.max_loss:.0%} lost in {len(failed)} of {len(parts)}: "
               f"{', '.join(p.name for p in failed[:SHOWN])}{' ...' if len(failed) > SHOWN else ''}")
     return 1 if failed else 0
 
 
-def _line(text: str) -> str:
+def _say(text: Any) -> None:
+    """Print without what could move a terminal's cursor: ids and sources are other people's text."""
+    print("".join(c if c.isprintable() or c == "\n" else "?" for c in str(text)))
+
+
+def _cut(text: str, most: int = 160) -> str:
     one = " ".join(text.split())
-    return one if len(one) <= 160 else one[:157] + "..."
+    return one if len(one) <= most else one[:most - 3] + "..."
 
 
 def cmd_explain(args: argparse.Namespace) -> int:
@@ -127,17 +134,17 @@ def cmd_explain(args: argparse.Namespace) -> int:
     found = explain(args.folder, args.row)
     config, left = read_manifest(args.folder)["config"], exits(args.folder)
     for decision in found:
-        print(f"line {decision['line']}, id {decision['id']}, source {decision['source']}, licence "
+        _say(f"line {decision['line']}, id {decision['id']}, source {decision['source']}, licence "
               f"{decision['licence']}: {decision['verdict']} ({decision['reason']}), rules {decision['rules']}")
         for stage, told in chain(decision, config):
-            print(f"  {stage:<8} {told}")
+            _say(f"  {stage:<8} {told}")
         if other := decision.get("other"):
-            print(f"  that is line {other['line']}, id {other['id']}, source {other['source']}: {other['verdict']} "
+            _say(f"  that is line {other['line']}, id {other['id']}, source {other['source']}: {other['verdict']} "
                   f"({other['reason']})")
         for entry in decision.get("transformations", []):
-            print(f"  log      {', '.join(f'{k} {v}' for k, v in entry.items() if k not in ('text_sha', 'chain'))}")
+            _say(f"  log      {', '.join(f'{k} {v}' for k, v in entry.items() if k not in ('text_sha', 'chain'))}")
         if note := left.get(decision["id"]):
-            print(f"  left by  {note['door']}, {note['reviewer']}, {note['on']}: {note['why']}")
+            _say(f"  left by  {note['door']}, {note['reviewer']}, {note['on']}: {note['why']}")
     return 0
 
 
@@ -149,14 +156,14 @@ def cmd_replay(args: argparse.Namespace) -> int:
     rules = GateConfig.from_dict({"ruleset": read_json(args.rules)}, args.rules).ruleset if args.rules else None
     found = replay(args.folder, args.file, rules)
     if found.identical:
-        print(f"{found.lines:,} decisions, byte for byte the same")
+        _say(f"{found.lines:,} decisions, byte for byte the same")
         return 0
-    print(f"{found.lines:,} decisions, {sum(found.changes.values()):,} with another verdict or reason"
+    _say(f"{found.lines:,} decisions, {sum(found.changes.values()):,} with another verdict or reason"
           f"{f' under rules {rules.version}' if rules else ''}")
     for (old, new), n in found.changes.items():
-        print(f"{n:>8,}  {old} -> {new}")
+        _say(f"{n:>8,}  {old} -> {new}")
     for line, row_id, old, new in found.examples[:SHOWN]:
-        print(f"line {line}, id {row_id}: {old} -> {new}")
+        _say(f"line {line}, id {row_id}: {old} -> {new}")
     return 0 if rules else 1
 
 
