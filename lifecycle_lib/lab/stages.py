@@ -4,7 +4,7 @@ tokenizer -> base -> sft -> dpo -> rlvr -> int8 / int4, and an evaluation of eac
 is built first, what is already there is returned at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ from lifecycle_lib.corpus.text import read_corpus
 from lifecycle_lib.desk import cases, documents, world
 from lifecycle_lib.judge import evals, verifiers
 from lifecycle_lib.lab.actuals import watch
+from lifecycle_lib.lab.lineage import sources_of
 from lifecycle_lib.lab.profiles import Profile, pick_profile
 from lifecycle_lib.model import checkpoint, gpt, quantise, sampling, tokenizer
 from lifecycle_lib.model.checkpoint import load_checkpoint, save_checkpoint
@@ -44,6 +45,11 @@ def reward_of(name: str) -> grpo.RewardFn:
     if name not in REWARDS:
         raise ValueError(f"verifier {name!r} is unknown; use one of {', '.join(REWARDS)}")
     return lambda texts, where: [REWARDS[name](t, c) for t, c in zip(texts, where)]
+
+
+def generated(texts: Iterable[str]) -> dict:
+    """The card field `sources` of text that the desk's own code made."""
+    return sources_of({"text": text, **world.PROVENANCE} for text in texts)
 
 
 @dataclass(slots=True)
@@ -85,9 +91,10 @@ class Lab:
             return self._public.tokenizer(self)
 
         def make(folder: Path) -> dict:
-            tok = Tokenizer.train(documents.tokenizer_corpus(0), self.profile.gpt.vocab_size, world.SPECIAL_TOKENS)
+            texts = documents.tokenizer_corpus(0)
+            tok = Tokenizer.train(texts, self.profile.gpt.vocab_size, world.SPECIAL_TOKENS)
             tok.save(folder / "tokenizer.json")
-            return {"vocab_size": tok.vocab_size}
+            return {"vocab_size": tok.vocab_size, "sources": generated(texts)}
         return self.store.get_or_make("tokenizer", {"vocab_size": self.profile.gpt.vocab_size}, {}, make,
                                       code=(world, cases, documents, seeds, tokenizer))
 
@@ -139,10 +146,10 @@ class Lab:
         def make(folder: Path) -> dict:
             seed_everything(self.seed)
             model = GPT(p.gpt).to(self.device)
-            texts = [d["text"] for d in documents.draw_documents(p.n_documents, self.seed)]
-            stream, held = pretrain.pack([tok.encode(t) for t in texts], max(1, p.n_documents // 40))
+            docs = documents.draw_documents(p.n_documents, self.seed)
+            stream, held = pretrain.pack([tok.encode(d["text"]) for d in docs], max(1, p.n_documents // 40))
             desk = pretrain.lm_batches(stream, p.pretrain_batch, p.block_tokens, self.seed)
-            batches, card = desk, {}
+            batches, card = desk, {"sources": sources_of(docs)}
             if self.corpus:
                 own, own_held, n_bytes = self._corpus_rows(tok)
                 n_own = max(1, round(p.corpus_share * p.pretrain_batch))
@@ -151,6 +158,8 @@ class Lab:
                 batches = lambda step: Rows(torch.cat([desk(step).ids, mine(step).ids]),  # noqa: E731
                                             torch.cat([desk(step).mask, mine(step).mask]))
                 before = pretrain.lm_loss(model, own_held, p.block_tokens)
+                whose = {"source": f"user:{Path(self.corpus).name}", "licence": "NOASSERTION"}
+                card["sources"] |= sources_of({"text": d, **whose} for d in read_corpus(self.corpus).train)
             card |= self._train(folder, model, lambda s: batches(s).to(self.device), answer_loss, p.pretrain, "base")
             card["held_out_loss"] = pretrain.lm_loss(model, held, p.block_tokens)
             if self.corpus:
@@ -177,7 +186,8 @@ class Lab:
             rows = sft.make_demonstrations(train, p.claim_share, self.seed)
             batches = sft.sft_batches(sft.encode_rows(tok, rows), p.sft_batch, self.seed, tok.special["<pad>"],
                                       model.cfg.block_size)
-            return self._train(folder, model, lambda s: batches(s).to(self.device), answer_loss, cfg, "sft")
+            card = self._train(folder, model, lambda s: batches(s).to(self.device), answer_loss, cfg, "sft")
+            return card | {"sources": generated(r["prompt"] + r["answer"] for r in rows)}
 
         config = {"sft_batch": p.sft_batch, "claim_share": p.claim_share, "sft": cfg}
         return self.make("sft", config, {"tokenizer": self.tokenizer(), "base": parent}, make, (*TRAIN, sft))
@@ -188,10 +198,12 @@ class Lab:
 
         def make(folder: Path) -> dict:
             model = self.load(parent, expect=p.gpt)
-            pairs = dpo.encode_pairs(tok, dpo.make_pairs(cases.draw_cases(p.n_pairs, self.seed, "dpo")))
+            preferences = dpo.make_pairs(cases.draw_cases(p.n_pairs, self.seed, "dpo"))
+            pairs = dpo.encode_pairs(tok, preferences)
             ref = dpo.reference_logps(self.load(parent), pairs, tok.special["<pad>"])
             batches = dpo.dpo_batches(pairs, ref, p.dpo_batch, self.seed, tok.special["<pad>"], self.device)
-            return self._train(folder, model, batches, lambda m, b: dpo.pair_loss(m, b, p.beta), p.dpo, "dpo")
+            card = self._train(folder, model, batches, lambda m, b: dpo.pair_loss(m, b, p.beta), p.dpo, "dpo")
+            return card | {"sources": generated(r["prompt"] + r["chosen"] + r["rejected"] for r in preferences)}
 
         config = {k: getattr(p, k) for k in ("n_pairs", "dpo_batch", "beta", "dpo")}
         return self.make("dpo", config, {"tokenizer": self.tokenizer(), "parent": parent}, make, (*TRAIN, dpo))
@@ -207,7 +219,8 @@ class Lab:
             model = self.load(parent, expect=p.gpt)
             train = cases.draw_cases(p.n_rl_cases, self.seed, "rlvr")
             batches = grpo.grpo_batches(model, tok, train, reward_fn, cfg, self.seed, shuffle)
-            return self._train(folder, model, batches, lambda m, b: grpo.rollout_loss(m, b, cfg), p.rlvr, "rlvr")
+            card = self._train(folder, model, batches, lambda m, b: grpo.rollout_loss(m, b, cfg), p.rlvr, "rlvr")
+            return card | {"sources": generated(c.prompt for c in train)}
 
         config = {"reward": reward, "shuffle": shuffle, "grpo": cfg, "n_rl_cases": p.n_rl_cases, "rlvr": p.rlvr}
         return self.make("rlvr", config, {"tokenizer": self.tokenizer(), "parent": parent}, make,
@@ -220,7 +233,7 @@ class Lab:
 
         def make(folder: Path) -> dict:
             self._save(folder, quantise_model(self.load(parent).cpu(), **settings), settings)
-            return {"steps": 0}
+            return {"steps": 0, "sources": {}}
 
         return self.make(name, settings, {"parent": parent}, make, (gpt, checkpoint, quantise))
 
@@ -249,7 +262,7 @@ class Lab:
             report |= {"weight_bytes": weight_bytes(served.model), "tokens_per_s": served.tokens_per_s,
                        **(clock := served.latency(some)), "p95_ms": clock["ttft_p95_ms"]}
             write_json(folder / "report.json", report)
-            return {"n_cases": report["n_cases"]}
+            return {"n_cases": report["n_cases"], "sources": {}}
 
         return self.make("eval", {"temperature": temperature, "n_eval": self.profile.n_eval},
                           {"checkpoint": artifact, "tokenizer": self.tokenizer()}, make,
