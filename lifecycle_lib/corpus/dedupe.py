@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -127,8 +128,9 @@ def verified(texts: Sequence[str], pairs: Iterable[Sequence[int]], threshold: fl
              ) -> Iterator[Pair]:
     """Those of `pairs` (i, j) whose Jaccard reaches the threshold, compared as sets of strings: no hash can let a
     false pair through."""
+    shingled = lru_cache(256)(lambda i: shingles(texts[i], k, unit))
     for i, j in pairs:
-        value = jaccard(shingles(texts[i], k, unit), shingles(texts[j], k, unit))
+        value = jaccard(shingled(i), shingled(j))
         if value >= threshold:
             yield i, j, value
 

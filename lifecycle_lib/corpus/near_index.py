@@ -25,7 +25,7 @@ from lifecycle_lib.corpus.dedupe import join, verified
 from lifecycle_lib.corpus.minhash import MinHash, band_keys, bands_for, bucket_pairs, buckets, sieve
 
 BLOCK_CHARACTERS = 1 << 21
-REMEMBERED_PAIRS = 1 << 20  # compared before: about 150 bytes each
+REMEMBERED_PAIRS = 1 << 18  # not compared again; about 150 bytes each
 
 
 class JsonlTexts(Sequence):
