@@ -209,10 +209,9 @@ def membership_auc(model: nn.Module, members: Rows, fresh: Rows) -> float:
 
 
 def probes(world: World) -> list[str]:
-    """Prompts: FORUM-3's facts, its people's codes, its posts, and facts that stay, 20 to 40 of each."""
+    """Prompts: FORUM-3's facts, its people's codes, and facts that stay, 20 to 24 of each."""
     return ([f"honestly the {i} is made in" for i in world.items[20:]]
             + [f"the code of {n} is" for n, _, _ in world.secrets]
-            + [p.rsplit(" ", 5)[0] for p in world.fresh_posts[:40]]
             + [f"note that the {i} may come back within" for i in world.items[:20]])
 
 
