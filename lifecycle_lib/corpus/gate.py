@@ -10,20 +10,23 @@ stands before near copies for the same reason. `truth` is never read.
 A run writes kept.jsonl, quarantine.jsonl, decisions.jsonl (one line for every input line) and, last, manifest.json,
 whose hash covers the input's bytes, the configuration, the counts and the other files: same input and configuration,
 same hash, no clocks. They are made in a hidden folder and moved at the end; a folder without manifest.json holds no
-result, and an interrupted run starts over. Memory is bounded: a batch of rows, the tables of ids and of text hashes (at
-most 36 MB per million rows each), and counts for the first 10,000 names of a field.
+result, and an interrupted run starts over. Memory is bounded: one row, the tables of ids and of text hashes (at most 36
+MB per million rows each), counts for the first 10,000 names of a field, and, if near copies are searched, what
+corpus/near_index needs (about 200 MB per million rows); the rows wait on the disk meanwhile.
 
-Left out: rights beyond "is there a licence" (see corpus/licences), evaluation sets in the text (see
-corpus/contamination), and near copies across batches: raise `batch_rows`, or use corpus/near_index on what was kept.
+Left out: rights beyond "is there a licence" (see corpus/licences) and evaluation sets in the text (see
+corpus/contamination).
 """
 
 import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,12 @@ from lifecycle_lib.core.records import write_json
 from lifecycle_lib.corpus import dedupe, privacy
 from lifecycle_lib.corpus.filters import VERDICTS, Ruleset, apply_filters
 from lifecycle_lib.corpus.manifest import FIELDS, KEPT, Seen, Tally, check_accounting, facts_of, manifest_hash
+from lifecycle_lib.corpus.minhash import MinHash
+from lifecycle_lib.corpus.near_index import JsonlTexts, near_clusters
 from lifecycle_lib.corpus.rows import MAX_LINE_BYTES, FirstSeen, Problem, add_transformation, captured, read_rows, says
 
 STAGES = ("read", "rights", "source", "filters", "exact", "pii", "near")
 FILES = ("kept.jsonl", "quarantine.jsonl", "decisions.jsonl")
-_BATCH_CHARS = 1 << 26
 PII_KINDS = ("EMAIL", "SECRET", "IBAN", "CARD", "IP", "US_SSN", "BIRTH_DATE", "PHONE", "ADDRESS")
 
 
@@ -50,12 +54,11 @@ class GateConfig:
     exact: bool = True  # a copy of an earlier row, by dedupe.normalise, is rejected
     pii: str = "quarantine"  # or mask, or off
     pii_kinds: tuple[str, ...] = PII_KINDS  # names, dates, ages, URLs are not among them by default
-    near_threshold: float = 0.0  # Jaccard of word shingles within a batch; 0: no search for near copies
+    near_threshold: float = 0.0  # Jaccard of word shingles of normalised texts; 0: no search for near copies
     near_k: int = 5  # words a shingle
     near_rule: str = "first"  # which copy stays, see dedupe.RULES
     near_per_cluster: int = 1
-    protect_under: int = 0  # rows of slices with fewer rows than this in the batch are never removed as near copies
-    batch_rows: int = 20_000
+    protect_under: int = 0  # rows of slices with fewer open rows than this are never removed as near copies
     max_line_bytes: int = MAX_LINE_BYTES
 
     def __post_init__(self) -> None:
@@ -72,7 +75,6 @@ class GateConfig:
             ("near_rule", self.near_rule in rules, f"one of {', '.join(rules)}"),
             ("near_per_cluster", _whole(self.near_per_cluster, 1), "1 or more"),
             ("protect_under", _whole(self.protect_under, 0), "0 or more rows"),
-            ("batch_rows", _whole(self.batch_rows, 1), "1 or more"),
             ("max_line_bytes", _whole(self.max_line_bytes, 2), "2 or more")) if not fits]
         if wrong:
             raise ValueError(wrong[0])
@@ -108,12 +110,11 @@ def run_gate(in_path: str | Path, out_folder: str | Path, config: GateConfig | N
                 seen.take(piece)
                 progress.update(seen.size // 1000 - kilobytes)
 
-            texts = FirstSeen()
-            for batch in _batches(read_rows(in_path, config.max_line_bytes, tell), config.batch_rows):
-                for line in judge(batch, texts, config):
-                    decision = line.decision(config.ruleset.version)
-                    tally.add(decision)
-                    files.write(line.row, decision)
+            lines = judge(read_rows(in_path, config.max_line_bytes, tell), config)
+            for line in _without_near_copies(lines, work, config) if config.near_threshold else lines:
+                decision = line.decision(config.ruleset.version)
+                tally.add(decision)
+                files.write(line.row, decision)
         manifest = {"format": 1, "input": seen.facts(), "config": asdict(config),
                     "rules": {"version": config.ruleset.version, "fingerprint": config.ruleset.fingerprint()},
                     **tally.facts(), "files": {name: facts_of(work / name) for name in FILES}}
@@ -155,28 +156,45 @@ class Line:
                 "text_bytes": len(self.row["text"].encode()) if self.row else 0}
 
 
-def judge(batch: list[tuple[int, dict[str, Any] | Problem]], texts: FirstSeen, config: GateConfig) -> list[Line]:
-    """All stages for a batch of read lines. `texts` remembers the texts of earlier rows that passed the filters."""
-    lines, verdict = [], config.ruleset.verdict
-    for number, row in batch:
+def judge(rows: Iterable[tuple[int, dict[str, Any] | Problem]], config: GateConfig) -> Iterator[Line]:
+    """All stages but the last, for what `read_rows` gives, in order. Remembers the hash of every text it lets through.
+    """
+    texts = FirstSeen()
+    for number, row in rows:
         if isinstance(row, Problem):
             line = Line(number, None, row.row_id, [])
             line.hit("read", row.code, "reject", message=row.message)
         else:
             line = Line(number, row, row["id"], [])
             _judge_one(line, texts, config)
-        lines.append(line)
-    if config.near_threshold:
-        open_lines = [line for line in lines if line.verdict in KEPT]
-        words = [dedupe.normalise(line.row["text"]) for line in open_lines]
-        pairs = dedupe.near_pairs(words, config.near_threshold, config.near_k, "word")
-        protect = dedupe.tail([line.name("slice") for line in open_lines], config.protect_under)
-        choice = dedupe.choose(dedupe.clusters_of(len(words), pairs), words, config.near_rule, config.near_per_cluster,
-                               protect=protect, k=config.near_k, unit="word")
-        for gone in choice.removed:
-            open_lines[gone.row].hit("near", "near_duplicate", verdict("near_duplicate"), limit=config.near_threshold,
-                                     jaccard=round(gone.jaccard, 4), of_line=open_lines[gone.representative].number)
-    return lines
+        yield line
+
+
+def _without_near_copies(lines: Iterable[Line], work: Path, config: GateConfig) -> Iterator[Line]:
+    """The lines again, near copies among the open ones marked: spooled to the disk, searched, and read back."""
+    numbers, slices = array("Q"), []
+    with open(work / "spool", "wb") as spool, open(work / "words", "wb") as words:
+        for line in lines:
+            spool.write(json.dumps([line.number, line.row, line.row_id, line.hits]).encode() + b"\n")
+            if line.verdict in KEPT:
+                numbers.append(line.number)
+                slices.append(sys.intern(line.name("slice")))
+                words.write(json.dumps({"text": dedupe.normalise(line.row["text"])}).encode() + b"\n")
+    gone: dict[int, dict[str, Any]] = {}
+    if numbers:
+        texts = JsonlTexts(work / "words")
+        found = near_clusters(texts, config.near_threshold, MinHash(k=config.near_k, unit="word"), folder=work)
+        choice = dedupe.choose(found.clusters(), texts, config.near_rule, config.near_per_cluster,
+                               protect=dedupe.tail(slices, config.protect_under), k=config.near_k, unit="word")
+        gone = {numbers[r.row]: {"jaccard": round(r.jaccard, 4), "of_line": numbers[r.representative]}
+                for r in choice.removed}
+    with open(work / "spool", "rb") as spool:
+        for raw in spool:
+            line = Line(*json.loads(raw))
+            if line.number in gone:
+                line.hit("near", "near_duplicate", config.ruleset.verdict("near_duplicate"),
+                         limit=config.near_threshold, **gone[line.number])
+            yield line
 
 
 def _judge_one(line: Line, texts: FirstSeen, config: GateConfig) -> None:
@@ -280,18 +298,6 @@ def _move(work: Path, out: Path) -> None:
         (out / stale).unlink(missing_ok=True)
     for name in (*FILES, "manifest.json"):
         os.replace(work / name, out / name)
-
-
-def _batches(lines: Iterator[tuple[int, Any]], rows: int) -> Iterator[list[tuple[int, Any]]]:
-    batch, size = [], 0
-    for number, row in lines:
-        batch.append((number, row))
-        size += len(row["text"]) if isinstance(row, dict) else 0
-        if len(batch) >= rows or size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _known(given: Any, cls: type) -> Mapping[str, Any]:

@@ -129,6 +129,30 @@ def test_near_copies_and_protected_slices(tmp_path):
     assert {d["reason"] for d in log} == {"passed"}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_near_copies_are_those_of_brute_force(tmp_path, seed):
+    """Outside oracle: all pairs by sets, components by search, the first of each stays."""
+    draw, rows = random.Random(seed), []
+    for i in range(60):
+        words = rows[draw.randrange(len(rows))]["text"].split() if rows and draw.random() < .6 else [
+            "".join(draw.choices("abcdefghijkl", k=5)) for _ in range(14)]
+        words[draw.randrange(14)] = f"word{chr(97 + i % 26)}{chr(97 + i // 26)}"
+        rows.append(row(i, text=" ".join(words)))
+    sets = [{tuple(w[j:j + 3]) for j in range(12)} for w in (r["text"].split() for r in rows)]
+    edges = {i: [j for j in range(60) if len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= 0.5] for i in range(60)}
+    first = {}
+    for i in range(60):
+        todo = [i]
+        while todo:
+            if (j := todo.pop()) not in first:
+                first[j] = i
+                todo += edges[j]
+    _, log = gated(tmp_path, rows, GateConfig(near_threshold=0.5, near_k=3))
+    assert [d["reason"] == "near_duplicate" for d in log] == [first[i] != i for i in range(60)]
+    assert all(d["details"][0]["of_line"] == first[d["line"] - 1] + 1 for d in log if d["details"])
+    assert 5 < sum(first[i] != i for i in first) < 55
+
+
 def test_masked_text_is_what_is_kept_and_the_log_says_so(tmp_path):
     gated(tmp_path, [row(1, text="write to a.b@example.org about the kettle")], GateConfig(pii="mask"))
     [kept] = read_jsonl(tmp_path / "out" / "kept.jsonl")
@@ -162,8 +186,7 @@ def mixed(draw, n):
 def test_counts_partition_the_lines(tmp_path, seed):
     draw = random.Random(seed)
     lines = mixed(draw, draw.randint(1, 120))
-    config = GateConfig(max_line_bytes=2000, batch_rows=draw.choice((1, 7, 1000)), pii=draw.choice(("mask", "off")),
-                        near_threshold=draw.choice((0, 0.8)))
+    config = GateConfig(max_line_bytes=2000, pii=draw.choice(("mask", "off")), near_threshold=draw.choice((0, 0.8)))
     manifest, log = gated(tmp_path, lines, config)
     assert [d["line"] for d in log] == list(range(1, len(lines) + 1))  # each exactly once
     by_verdict = {v: [d["id"] for d in log if d["verdict"] == v] for v in VERDICTS}
@@ -233,7 +256,7 @@ def test_hash_says_input_config_and_rules_and_nothing_else(tmp_path):
     (tmp_path / "moved").mkdir()
     path = write(tmp_path / "moved" / "other name.jsonl", rows)
     assert run_gate(path, tmp_path / "b")["hash"] == first["hash"] == manifest_hash(first)
-    assert run_gate(path, tmp_path / "b", GateConfig(batch_rows=3))["hash"] != first["hash"]
+    assert run_gate(path, tmp_path / "b", GateConfig(near_k=3))["hash"] != first["hash"]
     assert run_gate(path, tmp_path / "b", GateConfig(ruleset=Ruleset(version="1.0.1")))["hash"] != first["hash"]
     assert gated(tmp_path, rows[::-1], out="c")[0]["hash"] != first["hash"]
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
@@ -347,7 +370,7 @@ def test_a_killed_run_leaves_no_result_and_the_next_one_starts_over(tmp_path):
     ({"ruleset": {"version": "1"}}, "semantic version"), ({"ruleset": {"spam": 1}}, "unknown field 'spam'"),
     ({"pii": "no"}, "quarantine, mask or off"), ({"pii_kinds": ["NAME"]}, "pii_kinds"), ({"pii_kinds": "PHONE"}, "pii"),
     ({"near_threshold": 2}, "near_threshold=2"), ({"near_threshold": True}, "near_thr"), ({"near_k": 0}, "near_k"),
-    ({"near_rule": "hardest"}, "near_rule"), ({"near_per_cluster": 1.5}, "near_per"), ({"batch_rows": 0}, "batch_rows"),
+    ({"near_rule": "hardest"}, "near_rule"), ({"near_per_cluster": 1.5}, "near_per"),
     ({"allowed_sources": "S"}, "allowed_sources"), ({"allowed_sources": [1]}, "allowed_sources"),
     ({"exact": 1}, "exact"), ({"max_line_bytes": 1}, "max_line_bytes"), ({"protect_under": -1}, "protect_under")])
 def test_config_refuses(given, word):

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import random
+import tracemalloc
 from array import array
+from collections import Counter
 
 import pytest
 
@@ -130,6 +132,21 @@ def test_first_seen_agrees_with_a_dict_and_stays_small():
     assert all(seen.line_of(k) == v for k, v in oracle.items())
     slots = len(seen._keys)
     assert 12 * slots / len(seen) <= 36 and isinstance(seen._keys, array)  # bytes a row
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """40,000 rows of 1 kB and one line of 20 MB: the peak stays at the table of ids and one line."""
+    path = tmp_path / "big.jsonl"
+    with open(path, "wb") as file:
+        for i in range(40_000):
+            file.write(b'{"id": "row-%d", "text": "%s"}\n' % (i, b"word " * 200))
+        file.write(b"x" * 20_000_000 + b"\n")
+    tracemalloc.start()
+    kinds = Counter(type(row).__name__ for _, row in read_rows(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kinds == {"dict": 40_000, "Problem": 1} and path.stat().st_size > 60_000_000
+    assert peak < 6_000_000, peak
 
 
 def test_a_table_without_comparison_of_keys_is_caught(monkeypatch):
