@@ -25,6 +25,7 @@ from typing import Any
 from lifecycle_lib.core.fingerprints import canonical_json
 
 MAX_LINE_BYTES = 1 << 20
+MAX_DEPTH = 100  # of lists and objects in a row: what everything after the gate reads without trouble
 SAID_NOTHING = ("", "unknown", "none", "null", "n/a", "na", "tbd", "noassertion", "?")
 """What stands in a licence or source field of people who did not know: the same as no field."""
 _OPTIONAL_TEXT = ("licence", "source")
@@ -162,7 +163,7 @@ def _parse(raw: bytes) -> dict[str, Any] | Problem:
     except _KeyTwice as error:
         return Problem(code="key_twice", message=f"key {error} stands twice in one object; keep one")
     except RecursionError:
-        return Problem(code="not_json", message="nested too deep to be read; flatten the row")
+        return Problem(code="not_json", message=f"nested deeper than {MAX_DEPTH}; flatten the row")
     except ValueError as error:
         return Problem(code="not_json", message=f"{_short(str(error))}; write a finite number or null")
     if not isinstance(row, dict):
@@ -174,6 +175,8 @@ def _parse(raw: bytes) -> dict[str, Any] | Problem:
 def _check(row: dict[str, Any], raw: bytes) -> dict[str, Any] | Problem:
     """The row if its fields have the right types and it can be written again; else the problem."""
     row_id = row["id"] if isinstance(row.get("id"), str) else None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper(row, MAX_DEPTH):
+        return Problem(code="not_json", row_id=row_id, message=f"nested deeper than {MAX_DEPTH}; flatten the row")
     if b"\\u" in raw:  # only an escape can hold half a character
         try:
             json.dumps(row, ensure_ascii=False).encode()
@@ -198,6 +201,17 @@ def _check(row: dict[str, Any], raw: bytes) -> dict[str, Any] | Problem:
         return Problem(code="mistyped_field", row_id=row_id, message=f"field 'transformations' is {_short(log)}; give "
                        'a list of {"op": name, ...}')
     return row
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Are lists and objects in `value` nested deeper than `most`? Level by level, so no depth is too deep to see."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part)
+                 if isinstance(v, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 class _KeyTwice(Exception):
