@@ -13,7 +13,7 @@ from lifecycle_lib.lab.design import Row
 from lifecycle_lib.lab.figures import INK, SERIES, _finish, _start, _whiskers
 from lifecycle_lib.lab.studies.scaling import BUDGETS, GRID, KNOWN, PROXY, RECIPES, grid_runs, minima
 from lifecycle_lib.lab.studies.scaling_fit import fit_law, line_forecast
-from lifecycle_lib.lab.studies.scaling_world import irreducible
+from lifecycle_lib.lab.studies.scaling_world import BOUNDARY, NUMBERS, PAIRS, irreducible
 
 GREY = "#808080"
 
@@ -59,7 +59,8 @@ def forecast_figure(rows: Sequence[Row]) -> Figure:
     x = np.exp(np.linspace(np.log(BUDGETS[0]), np.log(BUDGETS[-1]), 60))
     runs = grid_runs(rows, seen)
     drawn = {"straight line": np.array(line_forecast(np.log(seen), known, np.log(x))),
-             "law, E fitted": fit_law(runs).frontier(x) - floor, "law, E forced to 0": fit_law(runs, 0.0).frontier(x) - floor,
+             "law, E fitted": fit_law(runs).frontier(x) - floor,
+             "law, E forced to 0": fit_law(runs, 0.0).frontier(x) - floor,
              "law, E known": fit_law(runs, floor).frontier(x) - floor}
     for (label, y), (colour, _, line, _) in zip(drawn.items(), SERIES[1:]):
         ax.plot(x, y, color=colour, linestyle=line, label=label)
@@ -100,7 +101,7 @@ def recipe_figure(rows: Sequence[Row]) -> Figure:
     ax.set_xticks([0, 1], [f"{PROXY:g}x tokens (proxy)", "1x tokens (full)"])
     ax.set(xlim=(-0.15, 1.15), ylabel="loss (nats a counted token)", title="Where lines cross, the proxy picks wrong")
     fig.legend(loc="outside right center")
-    return _finish(fig, f"n = {len(rows)} seeds; whiskers: 95 % t intervals.", "other sizes of the model, other recipes")
+    return _finish(fig, f"n = {len(rows)} seeds; whiskers: 95 % t intervals.", "other model sizes, other recipes")
 
 
 def slice_figure(rows: Sequence[Row]) -> Figure:
@@ -115,11 +116,13 @@ def slice_figure(rows: Sequence[Row]) -> Figure:
         effects = [of_key(rows, f"{k}.{key}") for k in labels]
         _points(ax, loss, [Effect(scale * e.estimate, scale * e.low, scale * e.high, e.n) for e in effects],
                 color=colour, marker=marker, linestyle="none", label=name)
-    ax.axhline(50, color=GREY, linewidth=1)
+    always_yes = 100 * (PAIRS // NUMBERS <= PAIRS % NUMBERS)[BOUNDARY].float().mean().item()
+    ax.axhline(always_yes, color=GREY, linewidth=1)
     ax.set(xlabel="loss (nats a counted token), better to the left", ylabel="percent", ylim=(0, 118),
            title="One follows the loss, one does not")
     ax.legend(loc="upper right")
-    return _finish(fig, f"n = {len(rows)} seeds, {len(labels)} runs each; whiskers: 95 % t intervals; line: guessing.",
+    return _finish(fig, f"n = {len(rows)} seeds, {len(labels)} runs each; whiskers: 95 % t intervals; line: what always "
+                        f"answering yes gets ({always_yes:.0f} %).",
                    "slices nobody thought of")
 
 

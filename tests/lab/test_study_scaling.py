@@ -218,7 +218,7 @@ def fake_rows(seeds: int = 3) -> list[dict]:
             row |= {f"recipe {name} 0.2.loss": 0.5 + 0.01 * i, f"recipe {name} 1.0.loss": 0.4 - 0.01 * i}
         row |= {f"booster {b} {w}.loss": 0.4 for b in scaling.BOOSTER for w in scaling.BOOSTER_WIDTHS}
         row |= {key: 0.29 + t**-0.4 for t in scaling.EARLY for key in (f"own {t}.loss", f"early {t}")}
-        row |= {f"rate {f} {w}.loss": 0.5 for f in (0.5, 2.0) for w in (8, 16, 48)}
+        row |= {f"rate {f} {w}.loss": 0.5 for f in (0.5, 2.0) for w in scaling.MIDDLE_WIDTHS}
         rows.append(row | scaling.derived(row))
     return rows
 
@@ -230,7 +230,7 @@ def test_derived_numbers_and_extras_of_a_known_world():
     assert rows[0]["signed line"] < 0 and rows[0]["returns shrink"] > 0
     assert rows[0]["regret of the proxy"] == pytest.approx(0.05) and rows[0]["loss follows facts_known"] > 0.99
     where = scaling.crossover(rows)["log10 C"]  # halfway between the third and the fourth budget
-    assert where == pytest.approx((math.log10(1.8e10) + math.log10(5.4e10)) / 2)
+    assert where == pytest.approx((math.log10(9e9) + math.log10(2.7e10)) / 2)
     for row in rows:
         row |= {f"dirty - gated {c:.1e}": 0.01 for c in scaling.BUDGETS}
     with pytest.raises(ValueError, match="never stop winning"):

@@ -27,12 +27,12 @@ from lifecycle_lib.lab.studies.scaling_world import (
     train,
 )
 
-GRID = {2e9: (4, 6, 8, 12, 16, 24), 6e9: (6, 8, 12, 16, 24, 32), 1.8e10: (8, 12, 16, 24, 32, 48),
-        5.4e10: (12, 16, 24, 32, 48, 64), 1.6e11: (16, 24, 32, 48, 64, 96)}
+GRID = {1e9: (4, 6, 8, 10, 12, 16), 3e9: (4, 6, 8, 12, 16, 24), 9e9: (6, 8, 12, 16, 24, 32),
+        2.7e10: (8, 12, 16, 24, 32, 48), 8e10: (12, 16, 24, 32, 48, 64)}
 BUDGETS = tuple(GRID)
 KNOWN = 3  # budgets that a forecast may see
-MIDDLE = 1.8e10
-QUALITY = {2e9: (12, 18), 6e9: (14, 22), 1.8e10: (18, 28), 5.4e10: (24, 36), 1.6e11: (30, 46)}  # widths: N, about 2N
+MIDDLE, MIDDLE_WIDTHS = 9e9, (6, 16, 32)
+QUALITY = {1e9: (9, 15), 3e9: (12, 19), 9e9: (14, 22), 2.7e10: (18, 28), 8e10: (24, 37)}  # widths of N and about 2N
 CRAWL_ROWS, KEPT = 66_667, 0.3
 DIRTY = Recipe(copies=0.3, wrong=0.05, pool=CRAWL_ROWS)
 GATED = Recipe(copies=0.003, wrong=0.002, pool=round(CRAWL_ROWS * KEPT))
@@ -86,7 +86,7 @@ def measure(lab: Lab) -> tuple[Row, list[Artifact]]:
     for width in BOOSTER_WIDTHS:
         for share in BOOSTER:
             arm(f"booster {share} {width}", width, BOOSTER_TOKENS, recipe=Recipe(booster=share))
-    for width in (GRID[MIDDLE][0], 16, GRID[MIDDLE][-1]):
+    for width in MIDDLE_WIDTHS:
         for rate in (0.5, 2.0):
             arm(f"rate {rate} {width}", width, MIDDLE / 6 / n_params(width), rate=rate)
     return row | derived(row), made
@@ -153,8 +153,9 @@ def derived(row: Row) -> Row:
     for name, values in (("own", own), ("read", read)):
         out[f"data exponent, {name}"] = -float(np.polyfit(tokens, np.log(np.array(values) - floor), 1)[0])
     best = {w: min(row[f"grid {MIDDLE:.1e} {w}.loss"], *(row[f"rate {f} {w}.loss"] for f in (0.5, 2.0)))
-            for w in (GRID[MIDDLE][0], 16, GRID[MIDDLE][-1])}
-    out["ends above the middle, best rate"] = min(best[GRID[MIDDLE][0]], best[GRID[MIDDLE][-1]]) - best[16]
+            for w in MIDDLE_WIDTHS}
+    small, middle, large = MIDDLE_WIDTHS
+    out["ends above the middle, best rate"] = min(best[small], best[large]) - best[middle]
     return out
 
 
