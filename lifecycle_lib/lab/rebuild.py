@@ -1,6 +1,6 @@
 """Rebuild a checkpoint from its card and say how far the two agree (curriculum S3-6.08 to S3-6.10, S3-6.33).
 
-Three levels, each weaker than the one before:
+Three levels. Exact implies the other two; of these, neither implies the other:
 - exact: the weights are equal bit by bit, and so are the logits of fixed prompts;
 - statistical: every rate of the frozen evaluation is equivalent within a margin stated beforehand (two one-sided tests,
   Schuirmann 1987, by interval); for one rebuild the interval is over cases, so it says nothing about other rebuilds;
@@ -29,18 +29,18 @@ from lifecycle_lib.lab import actuals, runcard
 from lifecycle_lib.lab.design import equivalence
 from lifecycle_lib.lab.stages import Lab
 
-LEVELS = ("none", "behavioural", "statistical", "exact")  # weakest first
+LEVELS = ("exact", "statistical", "behavioural")
 RATES = {"exact_pass": "exact", "json_validity": "valid", "policy_id": "policy_id_ok", "eligibility": "eligible_ok",
          "invented_claim_rate": "claim"}  # rate: its field in a scored row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyConfig:
-    """`margin`: rates within plus or minus this share count as equivalent. `agree`: identical answers behave alike when
-    the lower end of their share's interval reaches this."""
+    """`margin`: rates within plus or minus this share count as equivalent. `agree`: two checkpoints
+    behave alike when the lower end of the interval of the share of identical answers reaches this."""
 
     margin: float = 0.03
-    agree: float = 0.90
+    agree: float = 0.95
     n_cases: int = 512
 
     def __post_init__(self) -> None:
@@ -156,12 +156,9 @@ def _at_least_as_wide(effect: Effect, half: float) -> Effect:
                   effect.n)
 
 
-def reached(exact: bool, agreement: Mapping[str, Any]) -> str:
-    """The strongest level that holds together with all weaker ones. Statistical is the stronger claim about rates,
-    behavioural about users: a rebuild may keep one and lose the other, and then the table says so."""
-    if exact:
-        return "exact"
-    return "statistical" if agreement["statistical"] else "behavioural" if agreement["behavioural"] else "none"
+def held(exact: bool, agreement: Mapping[str, Any]) -> list[str]:
+    """The levels that hold. Equal weights answer alike, however few cases were asked."""
+    return [name for name in LEVELS if exact or agreement.get(name)]
 
 
 def report_of(lab: Lab, artifact: Artifact) -> dict[str, Any]:
@@ -173,8 +170,9 @@ def verify(store: Store, artifact: Artifact, *, deep: bool = False, seed: int | 
            corpus: str | Path | None = None, cfg: VerifyConfig | None = None) -> dict[str, Any]:
     """Rebuild `artifact` in a store of its own and compare. Nothing is written to `store`.
 
-    The result is JSON: preflight, fingerprints, exact (weights, logits), agreement, reached, ok. `ok`: no field is
-    missing, no actual is off its intent, and the level reached is the one expected (statistical for another seed)."""
+    The result is JSON: preflight, fingerprints, exact (weights, logits), agreement, held, ok. `ok`: no field is
+    missing, no actual is off its intent, and the expected level holds (statistical for another seed). If the recipe
+    moved it is never ok: what the present code builds is another thing, however alike."""
     cfg = cfg or VerifyConfig()
     before = preflight(store, artifact, corpus)
     expected = "statistical" if seed is not None and before["expected"] == "exact" else before["expected"]
@@ -186,11 +184,11 @@ def verify(store: Store, artifact: Artifact, *, deep: bool = False, seed: int | 
         exact = {"weights": weights_sum(artifact) == weights_sum(again),
                  "logits": logits_sum(lab, artifact) == logits_sum(lab, again)}
         agreement = compare(report_of(lab, artifact), report_of(lab, again), cfg)
-    level = reached(all(exact.values()), agreement)
-    ok = not before["missing"] and not before["actuals_off"] and LEVELS.index(level) >= LEVELS.index(expected)
+    levels = held(all(exact.values()), agreement)
+    ok = not before["missing"] and not before["actuals_off"] and expected in levels
     return {"artifact": f"{artifact.name}-{artifact.fingerprint}", "rebuilt": f"{again.name}-{again.fingerprint}",
             "deep": deep, "seed": seed, **before, "moved": [asdict(m) for m in before["moved"]],
-            "expected": expected, "exact": exact, "agreement": agreement, "reached": level, "ok": ok}
+            "expected": expected, "exact": exact, "agreement": agreement, "held": levels, "ok": ok}
 
 
 def before_text(artifact: Artifact, before: Mapping[str, Any], expected: str) -> str:
@@ -217,4 +215,4 @@ def after_text(result: Mapping[str, Any]) -> str:
     k = "not defined" if a["kappa"] is None else f"{a['kappa']:.2f}"
     lines.append(f"behavioural  {a['same_answers']} of {a['n_cases']} answers identical "
                  f"[{100 * a['same_low']:.0f}, {100 * a['same_high']:.0f}] %, kappa of right and wrong {k}")
-    return "\n".join([*lines, f"reached: {result['reached']}, expected: {result['expected']}"])
+    return "\n".join([*lines, f"holds: {', '.join(result['held']) or 'none'}; expected: {result['expected']}"])

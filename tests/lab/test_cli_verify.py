@@ -25,14 +25,14 @@ def root() -> str:
 def test_verify_says_what_to_expect_before_what_it_found(root, capsys):
     assert cli.main(["verify", "dpo", "--store", root, "--cases", "48"]) == 0
     out = capsys.readouterr().out
-    assert out.index("expect: exact") < out.index("weights equal, logits equal") < out.index("reached: exact")
+    assert out.index("expect: exact") < out.index("weights equal, logits equal") < out.index("holds: exact")
 
 
 def test_verify_json_by_prefix_and_exit_1_for_a_missing_field(root, capsys):
     prefix = pick(chain(), "sft").fingerprint[:8]
     assert cli.main(["verify", prefix, "--store", root, "--cases", "48", "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
-    assert result["reached"] == "exact" and "evaluation and prompts" in result["missing"]
+    assert "exact" in result["held"] and "evaluation and prompts" in result["missing"]
 
 
 @pytest.mark.parametrize("argv", [

@@ -22,7 +22,7 @@ def frozen(tmp_path_factory) -> Path:
 
 def test_a_whole_bundle_passes(frozen):
     result = clean_room(frozen, n_cases=16, deep=True)
-    assert result["ok"] and result["reached"] == "exact" and result["why"] == "rebuilt"
+    assert result["ok"] and "exact" in result["held"] and result["why"] == "rebuilt"
 
 
 def test_a_lost_parent_is_refused(frozen, tmp_path):

@@ -12,7 +12,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.core.store import Artifact, Store
 from lifecycle_lib.lab import rebuild, runcard
-from lifecycle_lib.lab.rebuild import VerifyConfig, compare, kappa, pick, preflight, reached, verify
+from lifecycle_lib.lab.rebuild import VerifyConfig, compare, held, kappa, pick, preflight, verify
 from lifecycle_lib.lab.stages import STAGES
 from tests.lab.chain import chain
 
@@ -52,11 +52,11 @@ def test_deep_rebuilds_the_parents_too(store, tmp_path):
 def test_verify_finds_it_exact_and_leaves_the_store_alone(store):
     names = {p.name for p in store.root.iterdir()}
     result = verify(store, pick(store, "dpo"), cfg=SMALL)
-    assert result["ok"] and result["reached"] == "exact" and result["exact"] == {"weights": True, "logits": True}
+    assert result["ok"] and "exact" in result["held"] and result["exact"] == {"weights": True, "logits": True}
     assert result["agreement"]["same_answers"] == 48 and result["rebuilt"] == result["artifact"]
     assert {p.name for p in store.root.iterdir()} == names
     json.dumps(result)
-    assert "reached: exact" in rebuild.after_text(result)
+    assert "holds: exact" in rebuild.after_text(result)
 
 
 def test_another_seed_is_not_exact_and_not_expected_to_be(store):
@@ -71,6 +71,12 @@ def test_a_changed_config_is_found_before_anything_is_built(store, tmp_path):
     again = rebuild.rebuild(store, broken, Store(tmp_path / "x"))
     assert again.fingerprint != broken.fingerprint
     assert rebuild.weights_sum(again) != rebuild.weights_sum(broken)
+
+
+def test_a_moved_recipe_is_never_ok(store):
+    broken = with_card(pick(store, "dpo"), lambda c: c["config"].update(beta=0.4))
+    result = verify(store, broken, cfg=SMALL)
+    assert result["expected"] == "none" and not result["ok"]
 
 
 def test_changed_code_is_found(store, monkeypatch):
@@ -122,7 +128,7 @@ def test_a_card_that_cannot_be_rebuilt_says_which_field(store, field):
 
 def test_verify_is_not_ok_when_the_card_is_incomplete(store):
     result = verify(store, pick(store, "sft"), cfg=SMALL)  # never evaluated
-    assert result["reached"] == "exact" and not result["ok"]
+    assert "exact" in result["held"] and not result["ok"]
     assert result["missing"] == {"evaluation and prompts": ["a report of its evaluation"]}
 
 
@@ -195,7 +201,7 @@ def test_equal_rates_with_other_answers_are_statistical_not_behavioural():
     a, b = [i >= 5 for i in range(n)], [i < n - 5 for i in range(n)]
     agreement = compare(report(a, [f"a{i}" for i in range(n)]), report(b, [f"b{i}" for i in range(n)]), VerifyConfig())
     assert agreement["statistical"] and not agreement["behavioural"] and agreement["kappa"] < 0.1
-    assert reached(False, agreement) == "statistical"
+    assert held(False, agreement) == ["statistical"] and held(True, agreement) == list(rebuild.LEVELS)
 
 
 def test_compare_refuses_other_cases():
