@@ -121,7 +121,7 @@ def slice_figure(rows: Sequence[Row]) -> Figure:
     ax.set(xlabel="loss (nats a counted token), better to the left", ylabel="percent", ylim=(0, 118),
            title="One follows the loss, one does not")
     ax.legend(loc="upper right")
-    return _finish(fig, f"n = {len(rows)} seeds, {len(labels)} runs each; whiskers: 95 % t intervals; line: what always "
+    return _finish(fig, f"n = {len(rows)} seeds, {len(labels)} runs each; whiskers: 95 % t intervals; line: always "
                         f"answering yes gets ({always_yes:.0f} %).",
                    "slices nobody thought of")
 

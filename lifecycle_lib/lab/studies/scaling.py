@@ -32,7 +32,7 @@ GRID = {1e9: (4, 6, 8, 10, 12, 16), 3e9: (4, 6, 8, 12, 16, 24), 9e9: (6, 8, 12, 
 BUDGETS = tuple(GRID)
 KNOWN = 3  # budgets that a forecast may see
 MIDDLE, MIDDLE_WIDTHS = 9e9, (6, 16, 32)
-QUALITY = {1e9: (9, 15), 3e9: (12, 19), 9e9: (14, 22), 2.7e10: (18, 28), 8e10: (24, 37)}  # widths of N and about 2N
+QUALITY = {1e9: (10, 16), 3e9: (12, 18), 9e9: (14, 22), 2.7e10: (18, 28), 8e10: (24, 36)}  # widths of N and about 2N
 CRAWL_ROWS, KEPT = 66_667, 0.3
 DIRTY = Recipe(copies=0.3, wrong=0.05, pool=CRAWL_ROWS)
 GATED = Recipe(copies=0.003, wrong=0.002, pool=round(CRAWL_ROWS * KEPT))
