@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lifecycle_lib.core.fingerprints import canonical_json
-
 MAX_LINE_BYTES = 1 << 20
 MAX_DEPTH = 100  # of lists and objects in a row: what everything after the gate reads without trouble
 SAID_NOTHING = ("", "unknown", "none", "null", "n/a", "na", "tbd", "noassertion", "?")
@@ -316,7 +314,11 @@ def _link(row: Mapping[str, Any], before: list[dict[str, Any]], entry: dict[str,
         stand: Any = before[-1]["chain"]
     else:
         stand = [[row.get(f) for f in ("id", "source", "origin", "licence", "captured")], before]
-    return _sha(canonical_json([stand, entry]))
+    try:
+        return _sha(json.dumps([stand, entry], sort_keys=True, separators=(",", ":"), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"transformation {entry['op']!r}: its parameters have no JSON form ({error}); use strings, "
+                         "finite numbers, true/false, null, lists and dicts") from error
 
 
 def _sha(text: str) -> str:

@@ -234,7 +234,8 @@ def test_assigned_fields_are_logged_and_can_be_taken_back():
         assign(row, "text", "x")
 
 
-@pytest.mark.parametrize("op, params", [(" ", {}), ("strip", {"chain": 1}), ("strip", {"x": {1}})])
+@pytest.mark.parametrize("op, params", [(" ", {}), ("strip", {"chain": 1}), ("strip", {"x": {1}}),
+                                        ("strip", {"x": float("nan")})])
 def test_log_refuses(op, params):
     with pytest.raises(ValueError):
         add_transformation(GOOD, op, **params)
