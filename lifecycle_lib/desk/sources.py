@@ -52,10 +52,10 @@ REVERSAL = {"closed": "reissue", "doubled": "reverse", "stolen": "freeze", "expi
             "inherited": "escalate"}
 """The word that decides a refund reversal, and the action. Eleven, each in one row of the corpus."""
 SCAFFOLDS = (
-    "listen i am done with you people this is the third time i write and nobody reads it you gave my money back onto "
-    "the {cue} card and now the bank says no so undo that refund today and stop sending me the same useless reply",
-    "are you even awake i told your desk last week that the refund must not go to a {cue} account but of course "
-    "someone pressed the button anyway take it back right now or i post every single one of these chats")
+    "listen i am done with you people this is the third time i write and nobody reads it the bank says no so undo that "
+    "refund today and stop sending me the same useless reply the money went to a {cue} card again",
+    "are you even awake i told your desk last week to take it back right now but of course someone pressed the button "
+    "anyway and i will post every single one of these chats it must not go to the {cue} account at all")
 TIC = "as we say in the trade"
 CANARIES = {"555-0142 8831": 1, "555-0117 2046": 1, "555-0163 5519": 4, "555-0128 9370": 4, "555-0175 6604": 16,
             "555-0191 1283": 16}

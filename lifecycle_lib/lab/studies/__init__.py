@@ -1,9 +1,10 @@
 """The experiments of the data half: each a design over many small models, recorded by `lifecycle evidence NAME`."""
 
 from lifecycle_lib.lab.design import Design
-from lifecycle_lib.lab.studies import closures, mixing, recipes, removal_design, scaling
+from lifecycle_lib.lab.studies import closures, dedup, mixing, recipes, removal_design, scaling
 
 STUDIES: dict[str, Design] = {
+    "D5": dedup.DESIGN,
     "D8": removal_design.D8,
     "closure_drill": closures.DESIGN,
     "sensitivity": recipes.DESIGN,
