@@ -322,8 +322,8 @@ DESIGN = Design(
           "accuracy on REVERSAL falls by at least 5 points, an evaluation drawn after the filter does not see it, and "
           "leaving small slices alone brings it back",
     falsifier="REVERSAL accuracy is unaffected at .8 (the interval of the fall excludes 5 points), or the mean falls "
-              "by more than 2 points, or verbatim completion does not fall, or tail protection gives nothing back, or the "
-              "evaluation drawn after the filter raises the alarm on half of the seeds or more",
+              "by more than 2 points, or verbatim completion does not fall, or tail protection gives nothing back, or "
+              "the evaluation drawn after the filter raises the alarm on half of the seeds or more",
     also=(("mean, .8 - no filter", -0.02), ("verbatim, no filter - .8", 0.0), ("REVERSAL, .8 protected - .8", 0.0),
           ("drawn after the filter: silent", 0.5), ("drawn before, by slice: alarm", 0.5)),
     effects=(
