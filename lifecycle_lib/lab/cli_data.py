@@ -29,6 +29,8 @@ def cmd_gate(args: argparse.Namespace) -> int:
         from lifecycle_lib.lab.data_board import write_board
 
         _say(write_board(args.out))
+    if {"no_licence", "no_source"} & set(manifest["counts"]["reason"]):
+        _say('a row is kept only with a "licence" (SPDX) and a "source": find them out, add them, and gate again')
     if not manifest["counts"]["kept"]:
         _say("nothing was kept: see the reasons above, or: lifecycle data explain FOLDER line:1")
     return 1 if lost or not manifest["counts"]["kept"] else 0

@@ -146,7 +146,8 @@ def _weeks(ax: Axes, board: Board) -> None:
     colour, marker, line, _ = SERIES[0]
     ax.errorbar(days, share, _error(share, bounds), color=colour, marker=marker, markersize=4.5, linestyle=line,
                 linewidth=1)
-    ax.set_ylim(bottom=-1)
+    top = 110 * max(high for _, high in bounds)
+    ax.set_ylim(-0.04 * top, top)
     ax.tick_params(axis="x", rotation=30)
     if len(days) == 1:
         ax.set_xticks(days, [days[0].isoformat()])
@@ -165,12 +166,12 @@ def _coverage(ax: Axes, board: Board, min_rows: int) -> None:
     _named(ax, [f"{_short(name)}: {kept:,} of {n:,}" + (" LOW" if f else "") for (kept, name, n), f in zip(parts, few)])
     ax.set_xscale("symlog", linthresh=10)
     ax.set_xlim(left=0)
-    ax.set(xlabel="rows kept (log)", title=f"smallest slices; dashed: {min_rows} rows wanted")
+    ax.set(xlabel="rows kept (log)", title=f"smallest slices ({min_rows} wanted)")
 
 
 def _named(ax: Axes, names: list[str]) -> None:
     ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_ylim(max(4, len(names)) - 0.4, -0.6)
 
 
 def _error(share: list[float], bounds: list[tuple[float, float]]) -> list[list[float]]:
