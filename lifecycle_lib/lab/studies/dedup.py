@@ -210,10 +210,16 @@ def kept_by(arm: Arm, rows: Sequence[dict], seed: int, scores: Sequence[float] |
 def item_pool(corpus: Corpus, seed: int, size: Size) -> list[dict]:
     """Unseen wordings of every message of the corpus, each with the row it stands for: one, or `wordings` of a row of
     a slice under 100 rows. Its natural mix is the corpus's own."""
-    r, counts = rng(seed, "dedup items"), Counter(row["slice"] for row in corpus.rows)
-    return [wording(r, row["slice"], row["key"], corpus.table) | {"row": i}
-            for i, row in enumerate(corpus.rows) if row["domain"] == "message"
-            for _ in range(size.wordings if counts[row["slice"]] < 100 else 1)]
+    r, counts, pool = rng(seed, "dedup items"), Counter(row["slice"] for row in corpus.rows), []
+    seen = {row["prompt"] for row in corpus.rows}
+    for i, row in enumerate(corpus.rows):
+        wanted = size.wordings if counts[row["slice"]] < 100 else 1
+        while row["domain"] == "message" and wanted:
+            item = wording(r, row["slice"], row["key"], corpus.table)
+            if item["prompt"] not in seen:
+                pool.append(item | {"row": i})
+                wanted -= 1
+    return pool
 
 
 def trained(lab: Lab, name: str, arm: Arm, size: Size) -> Artifact:
