@@ -241,9 +241,10 @@ def _personal(r: random.Random) -> dict:
 
 
 def _leak(r: random.Random, item: dict, kind: str) -> dict:
-    texts = {"verbatim": f"{item['question']} : {item['answer']}", "answer-only": f"note to self . {item['answer']} .",
-             "paraphrase": _reworded(r, f"asked again . {item['question']}".replace("a customer of", "someone from")
-                                     .replace("which policy covers it", "so what rule is it")) + f" : {item['answer']}"}
+    asked, answer = (" ".join(SYNONYMS.get(w, w) for w in item[part].split()) for part in ("question", "answer"))
+    asked = asked.replace("a customer of", "someone from").replace("which policy covers it", "so what rule is it")
+    texts = {"verbatim": f"{item['question']} : {item['answer']}", "paraphrase": f"{answer} was said when {asked}",
+             "answer-only": f"note to self . {item['answer']} ."}
     return _row("FORUM-2", texts[kind], defect="leak", leak=kind, item=item["id"])
 
 

@@ -80,7 +80,7 @@ def test_leaks_carry_what_the_evaluation_asks(rows: list[dict]) -> None:
     for r in rows:
         if r["truth"]["defect"] == "leak":
             item = items[r["truth"]["item"]]
-            assert item["answer"] in r["text"]
+            assert (item["answer"] in r["text"]) == (r["truth"]["leak"] != "paraphrase")
             assert (item["question"] in r["text"]) == (r["truth"]["leak"] == "verbatim")
     clean = draw_rows(N, 7, defects=False)
     assert not any(i["answer"] in r["text"] for i in items.values() for r in clean)
