@@ -23,6 +23,18 @@ def of_key(rows: Sequence[Row], key: str) -> Effect:
     return paired_effect([r[key] for r in rows], [0.0] * len(rows))
 
 
+def show_numbers(evidence: Mapping, *names: str, digits: int = 3) -> None:
+    """Print recorded effects with as many digits as a loss needs. Raises ValueError for an effect that is not there."""
+    rows = {row["name"]: row for row in evidence["effects"]}
+    if missing := [name for name in names if name not in rows]:
+        raise ValueError(f"no effect {missing[0]!r}; there are {'; '.join(rows)}")
+    width = max(map(len, names))
+    for row in (rows[name] for name in names):
+        value, low, high = (f"{row[k]:+.{digits}f}" for k in ("estimate", "low", "high"))
+        print(f"{row['name']:<{width}}  {value} [{low}, {high}] {row['unit']}")
+    print(f"{evidence['interval']}, {len(evidence['seeds'])} seeds")
+
+
 def _points(ax, x: Sequence[float], effects: Sequence[Effect], **look) -> None:
     ax.errorbar(x, [e.estimate for e in effects],
                 _whiskers([e.estimate for e in effects], [e.low for e in effects], [e.high for e in effects]), **look)
