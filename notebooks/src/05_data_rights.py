@@ -71,6 +71,8 @@ print("the mix:", ", ".join(sorted(mixed)))
 from lifecycle_lib.corpus.licences import policy, text_of
 
 rules = policy()
+
+# %%
 for text in ("cc-by-4.0", "CC-BY-4.0 AND CC-BY-NC-4.0", "CC-BY-NC-4.0 OR MIT", "GPL-2.0+", "free for friends", ""):
     parsed = rules.parse(text)
     print(f"{text!r:32} {parsed.expression:28} {text_of(parsed.terms)}")
@@ -115,6 +117,8 @@ from lifecycle_lib.lab.notebook import ROOT
 
 log = ClaimsLog.read(ROOT / "data" / "rights" / "claims_example.jsonl")
 BEFORE, AFTER = "2026-06-01", "2026-11-25"
+
+# %%
 sure = certainty(parts, BEFORE, log)
 print(", ".join(f"{name} {100 * n / total:.1f} %" for name, n in sure.items()))
 print("gate at 5 %:", certainty_gate(sure, 0.05) or "passes")
@@ -132,6 +136,7 @@ def job(plan, day=BEFORE, **changes):
     return JobSpec(**given | changes)
 
 
+# %%
 unseen = verdict(job("API"), "MIRROR", "NOASSERTION", log)
 print("MIRROR:", unseen.problems[0], "| in quarantine:", unseen.claim.in_quarantine)
 
@@ -155,6 +160,8 @@ trials = {"commercial use of FORUM-3": (job("API", purpose="commercial"), "FORUM
           "CHAT for another customer": (job("API", customer="globex"), "CHAT", "LicenseRef-partner"),
           "CHAT in a base": (job("API", stage="base"), "CHAT", "LicenseRef-partner"),
           "CHAT after its last day": (job("API", day="2027-01-01"), "CHAT", "LicenseRef-partner")}
+
+# %%
 for name, (spec, source, licence) in trials.items():
     refused = verdict(spec, source, licence, log)
     assert not refused.ok
@@ -178,6 +185,8 @@ for day in ("2026-12-31", "2027-01-01"):
 from lifecycle_lib.corpus.rights import compose
 
 answers = {plan: compose(job(plan), parts, log) for plan in ("OPEN", "RESTRICTED", "API", "ONPREM")}
+
+# %%
 for plan, mix in answers.items():
     kept = sum(p.tokens for p in mix.kept)
     print(f"{plan:10} keeps {100 * kept / total:3.0f} % of the tokens from {len({p.source for p in mix.kept})} sources")
@@ -251,6 +260,8 @@ for plan, mix in answers.items():
 from lifecycle_lib.corpus.rights_proof import check_proof, prove, seal
 
 spec = job("API")
+
+# %%
 kept = {(p.source, p.licence) for p in answers["API"].kept}
 mine = [r for r in rows if (r["source"], r["licence"] or "") in kept]
 proof = prove(spec, mine, log)
@@ -307,6 +318,8 @@ from lifecycle_lib.lab.studies.removal_world import SIZES, SOURCE
 size = SIZES["smoke" if lab.profile.name == "smoke" else "full"]
 study = Removal(lab, size)
 world = study.world
+
+# %%
 for row in (world.removed[0], world.removed[-1], world.kept[-1]):
     print(f"{row['source']:8} {row['licence']:13} {row['text']}")
 print(len(world.kept), "rows stay,", len(world.removed), "must go")
@@ -316,6 +329,8 @@ from lifecycle_lib.lab.lineage import Graph
 
 made = {"production model": study.full(), "base": study.without("base"), "adapter": study.adapter(),
         "production, fine-tuned": study.finetune()}
+
+# %%
 holds = Graph.of(lab.store).holds(SOURCE)
 for name, artifact in made.items():
     print(f"{name:24} {SOURCE}: {holds[artifact.fingerprint]}")
@@ -368,23 +383,26 @@ def exposure_of(model, name, code):
 # code nobody saw has a rank that is uniform, so its expected exposure is log2 N - log2(N!) / N, about 1.44 bits.
 
 # %%
-from scipy.stats import rankdata
-
-from lifecycle_lib.lab.studies.removal_world import encode, exposures
-from lifecycle_lib.lab.studies.small import row_losses
+from lifecycle_lib.lab.studies.small import row_losses, rows_of
+from lifecycle_lib.train.logprobs import Rows
 
 model, (name, code, _) = lab.load(made["production model"]).cpu(), world.secrets[0]
-losses = row_losses(model, encode([f"the code of {name} is {a} {b}" for a in NUMBERS for b in NUMBERS]), part=5000)
-
-# %% [markdown]
-# (Whole rows differ from codes by a constant prefix and an almost constant end, so ranks may move by a place or two.)
+written = rows_of(VOCAB, [f"the code of {name} is"] * 10_000, [f"{a} {b}" for a in NUMBERS for b in NUMBERS])
+written = Rows(written.ids[:, :-1], written.mask[:, :-1])  # without the end of the row
+losses = row_losses(model, written, part=5000)
 
 # %%
 import math
 
-brute = math.log2(10_000 / rankdata(losses.numpy())[100 * int(code[:2]) + int(code[3:])])
+from scipy.stats import rankdata
+
+brute = math.log2(10_000 / rankdata(losses.numpy(), "max")[100 * int(code[:2]) + int(code[3:])])
 print(f"{name}'s code: {exposure_of(model, name, code):.1f} bits, brute force {brute:.1f}")
-assert abs(exposure_of(model, name, code) - brute) < 1.5
+assert abs(exposure_of(model, name, code) - brute) < 0.1
+
+# %%
+from lifecycle_lib.lab.studies.removal_world import encode, exposures
+
 mine = [exposure_of(model, n, c) for n, c, _ in world.secrets]
 assert max(abs(a - b) for a, b in zip(mine, exposures(model, world.secrets))) < 1e-5, "inline and library differ"
 
@@ -499,6 +517,8 @@ from lifecycle_lib.lab.studies.removal_design import MEASURES
 
 evidence = recorded("D8")
 found = evidence["extra"]["equivalence"]
+
+# %%
 short = {"supported": "same", "refuted": "DIFFERS", "inconclusive": "open"}
 print(f"{'':13}" + "".join(f"{m:>14}" for m in MEASURES))
 print(f"{'margin':13}" + "".join(f"{margin:>14}" for _, margin, _ in MEASURES.values()))
@@ -625,8 +645,13 @@ except ValueError as refusal:
 
 # %% [markdown]
 # Deleting rows is not deleting influence. Merging for speed gives the exactness away: floating-point addition does not
-# undo. An adapter knows its base by hash and refuses any other.
-#
+# undo. An adapter knows its base by hash and refuses any other. And a removal that passed one audit:
+
+# %%
+bits = {arm: [round(p["others"], 1) for p in curves[arm]] for arm in ("never", "ascent-audit")}
+print("4. audit at step 0, then a jog:", "; ".join(f"{arm} {v[0]} -> {v[-1]} bits" for arm, v in bits.items()))
+
+# %% [markdown]
 # ## Symptoms
 #
 # | you see | usually it is | look at |
