@@ -110,12 +110,15 @@ def recorded(name: str, folder: Path = RESULTS) -> dict:
     return evidence
 
 
-def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path = RESULTS) -> None:
-    """Print the recorded verdict and its effects (all, or those named) with intervals, seeds and n."""
+def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path = RESULTS, claim: bool = True) -> None:
+    """Print the recorded verdict and its effects (all, or those named) with intervals, seeds and n.
+
+    `claim=False` leaves the claim and its verdict out: for effects that were recorded beside it."""
     evidence = recorded(name, folder)
     rows = _pick(evidence, name, effects)
     width = max(len(row["name"]) for row in rows)
-    print(f"{evidence['verdict'].upper()}: {evidence['claim']}\nfalsified by: {evidence['falsifier']}")
+    if claim:
+        print(f"{evidence['verdict'].upper()}: {evidence['claim']}\nfalsified by: {evidence['falsifier']}")
     for row in rows:
         value, low, high = (in_unit(row[k], row["unit"].split(" of ")[0], 1) for k in ("estimate", "low", "high"))
         print(f"  {row['name']:<{width}}  {value:>12}  [{low}, {high}]")
