@@ -290,7 +290,8 @@ def _planted(r: random.Random, n: int, seed: int, base: list[dict]) -> Iterable[
             for i in range(count):
                 yield _copy(r, defect, originals[i % len(originals)], i % len(originals))
         elif defect in ("regulated", "no-licence"):
-            free = [b for b in base if b["source"] in ("CHAT", "FORUM-1") and not b["truth"]["cluster"]]
+            free = [b for b in base if b["source"] in ("CHAT", "FORUM-1") and not b["truth"]["cluster"]
+                    and not b["truth"]["defect"]]
             for row in r.sample(free, count):
                 row["truth"]["defect"] = defect
                 row["licence"] = "LicenseRef-regulated" if defect == "regulated" else ""

@@ -42,6 +42,7 @@ def test_every_row_has_the_fields_of_the_schema_and_the_terms_of_its_source(rows
 def test_planted_counts_by_hand(rows: list[dict]) -> None:
     found = Counter(r["truth"]["defect"] for r in rows)
     assert found["mirror"] == 100 and found["farm"] == 80 and found["leak"] == 60 and found["no-licence"] == 10
+    assert found["regulated"] == 20 and found["pii"] == 80
     assert found["canary"] == 42 == 2 * (1 + 4 + 16)
     for code, times in CANARIES.items():
         assert sum(code in r["text"] for r in rows) == times
