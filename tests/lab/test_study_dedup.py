@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from lifecycle_lib.core.store import Store
 from lifecycle_lib.lab.stages import Lab
-from lifecycle_lib.lab.studies import STUDIES, dedup
+from lifecycle_lib.lab.studies import STUDIES, dedup, dedup_figures
 from lifecycle_lib.lab.studies.dedup import ARMS, Size, alarm, build, draw_corpus, item_pool, kept_by
 
 SEED = 107
@@ -95,3 +95,12 @@ def test_arms_run_and_every_effect_has_its_number(tmp_path):
             assert (key if arm is None else "0.8" + key.removeprefix(arm)) in row, key
     again, _ = dedup.measure(lab, tiny, ("0.8",))
     assert again["off.mean"] == row["off.mean"]
+
+
+def test_figures_need_every_arm_and_say_what_they_rest_on():
+    effects = [{"name": n, "estimate": .5, "low": .4, "high": .6} for n, *_ in dedup.DESIGN.effects]
+    for draw in (dedup_figures.threshold_figure, dedup_figures.trade_figure):
+        fig = draw({"effects": effects, "seeds": [0, 1, 2]})
+        assert "n = 3 seeds" in fig.get_supxlabel() and "Not measured here" in fig.get_supxlabel()
+        with pytest.raises(ValueError, match="off: REVERSAL"):
+            draw({"effects": [e for e in effects if e["name"] != "off: REVERSAL"], "seeds": [0, 1, 2]})
