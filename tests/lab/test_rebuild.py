@@ -13,7 +13,7 @@ from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.core.store import Artifact, Store
 from lifecycle_lib.lab import rebuild, runcard
 from lifecycle_lib.lab.rebuild import VerifyConfig, compare, held, kappa, pick, preflight, verify
-from lifecycle_lib.lab.stages import STAGES
+from lifecycle_lib.lab.stages import STAGES, Lab
 from tests.lab.chain import chain
 
 SMALL = VerifyConfig(n_cases=48)
@@ -214,3 +214,19 @@ def test_config_is_checked():
         VerifyConfig(margin=0)
     with pytest.raises(ValueError, match="n_cases=1"):
         VerifyConfig(n_cases=1)
+
+
+# ---- the user's own text ------------------------------------------------------------------------------------
+
+def test_a_base_with_own_text_needs_the_same_text(tmp_path):
+    text = tmp_path / "own.txt"
+    text.write_text("\n\n".join(f"line {i}: a mug broke on day {i % 30}" for i in range(200)))
+    own = Store(tmp_path / "store")
+    base = Lab("smoke", seed=0, device="cpu", store=own, corpus=text).base()
+    with pytest.raises(ValueError, match="own.txt; give that file with --corpus"):
+        preflight(own, base)
+    assert preflight(own, base, text)["expected"] == "exact"
+    again = rebuild.rebuild(own, base, Store(tmp_path / "again"), corpus=text)
+    assert rebuild.weights_sum(again) == rebuild.weights_sum(base)
+    text.write_text(text.read_text() + "\n\none line more")
+    assert [m.what for m in preflight(own, base, text)["moved"]] == ["data"]
