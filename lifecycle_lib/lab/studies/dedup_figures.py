@@ -3,6 +3,7 @@
 Left out: seeds one by one (they are in the evidence file).
 """
 
+import textwrap
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
@@ -47,13 +48,20 @@ def trade_figure(evidence: Mapping) -> Figure:
     """Every arm: REVERSAL accuracy against pages completed word for word. Good is top left."""
     found = _effects(evidence)
     fig, ax = _start(7.6, 4.2)
-    for i, arm in enumerate(ARMS):
-        x, y = (found[f"{arm}: {what}"] for what in ("verbatim", "REVERSAL"))
+    places: list[tuple[float, float, list[str]]] = []  # arms that lie together share a label
+    for arm in ARMS:
+        x, y = ({k: 100 * found[f"{arm}: {what}"][k] for k in ("estimate", "low", "high")}
+                for what in ("verbatim", "REVERSAL"))
         colour, marker, _, _ = SERIES[0 if " " not in arm else 1 if arm.split()[1] in ("protected", "pages") else 2]
-        ax.errorbar(100 * x["estimate"], 100 * y["estimate"],
-                    _whiskers([100 * y["estimate"]], [100 * y["low"]], [100 * y["high"]]),
-                    _whiskers([100 * x["estimate"]], [100 * x["low"]], [100 * x["high"]]), color=colour, marker=marker)
-        ax.annotate("no filter" if arm == "off" else arm, (100 * x["estimate"], 100 * y["estimate"]),
-                    xytext=(7, 6 if i % 2 else -12), textcoords="offset points", fontsize=9)
+        ax.errorbar(x["estimate"], y["estimate"], _whiskers([y["estimate"]], [y["low"]], [y["high"]]),
+                    _whiskers([x["estimate"]], [x["low"]], [x["high"]]), color=colour, marker=marker)
+        near = [p for p in places if abs(p[0] - x["estimate"]) < 4 and abs(p[1] - y["estimate"]) < 5]
+        if near:
+            near[0][2].append(arm)
+        else:
+            places.append((x["estimate"], y["estimate"], [arm]))
+    for x, y, arms in places:
+        names = ", ".join(arm.replace("off", "no filter").replace(" ", "\u00a0") for arm in arms)  # break between arms
+        ax.annotate(textwrap.fill(names, 18), (x, y), xytext=(8, 5), textcoords="offset points", fontsize=9)
     ax.set(xlabel="pages completed word for word (%)", ylabel="REVERSAL right (%)", xlim=(-5, 118), ylim=(-4, 104))
     return _finish(fig, _facts(evidence), SCOPE)
