@@ -4,7 +4,8 @@ Three levels. Exact implies the other two; of these, neither implies the other:
 - exact: the weights are equal bit by bit, and so are the logits of fixed prompts;
 - statistical: every rate of the frozen evaluation is equivalent within a margin stated beforehand (two one-sided tests,
   Schuirmann 1987, by interval); for one rebuild the interval is over cases, so it says nothing about other rebuilds;
-- behavioural: the same answer, case by case: the share of identical texts, and Cohen's kappa (1960) of right and wrong.
+- behavioural: the same answer, case by case: the share of identical texts, and Cohen's kappa (1960) of right and wrong,
+  since two checkpoints that are right on 97 % of the cases agree on 94 % by chance.
 
 Answers are greedy: at temperature 1 two different models would differ by the dice alone. What moved since the card was
 written is found first, and decides what may be expected.
@@ -37,14 +38,16 @@ RATES = {"exact_pass": "exact", "json_validity": "valid", "policy_id": "policy_i
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyConfig:
     """`margin`: rates within plus or minus this share count as equivalent. `agree`: two checkpoints
-    behave alike when the lower end of the interval of the share of identical answers reaches this."""
+    behave alike when the lower end of the interval of the share of identical answers reaches this, and kappa of right and
+    wrong, where it is defined, reaches `least_kappa`."""
 
     margin: float = 0.03
     agree: float = 0.95
+    least_kappa: float = 0.6
     n_cases: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("margin", "agree"):
+        for name in ("margin", "agree", "least_kappa"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be a share between 0 and 1")
         if not 2 <= self.n_cases <= 512:
@@ -143,11 +146,11 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], cfg: VerifyConf
                        "low": effect.low, "high": effect.high, "verdict": equivalence(effect, cfg.margin)}
     same = sum(x == y for x, y in zip(first["answers"], second["answers"], strict=True))
     low, high = wilson(same, len(first["answers"]))
-    ok = [[row["exact"] for row in report["cases"]] for report in (first, second)]
+    k = kappa(*([row["exact"] for row in report["cases"]] for report in (first, second)))
     return {"n_cases": len(first["cases"]), "margin": cfg.margin, "rates": rates,
             "statistical": all(r["verdict"] == "supported" for r in rates.values()),
-            "same_answers": same, "same_low": low, "same_high": high, "kappa": kappa(*ok),
-            "behavioural": low >= cfg.agree}
+            "same_answers": same, "same_low": low, "same_high": high, "kappa": k,
+            "behavioural": low >= cfg.agree and (k is None or k >= cfg.least_kappa)}
 
 
 def _at_least_as_wide(effect: Effect, half: float) -> Effect:

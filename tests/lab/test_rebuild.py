@@ -204,6 +204,15 @@ def test_equal_rates_with_other_answers_are_statistical_not_behavioural():
     assert held(False, agreement) == ["statistical"] and held(True, agreement) == list(rebuild.LEVELS)
 
 
+def test_identical_texts_with_other_errors_do_not_behave_alike():
+    """Nearly all texts are the same; the few errors are on other items, so kappa is about 0."""
+    n = 500
+    a, b = [i >= 4 for i in range(n)], [i < n - 4 for i in range(n)]
+    texts = ["same"] * n
+    assert not compare(report(a, texts), report(b, texts), VerifyConfig())["behavioural"]
+    assert compare(report(a, texts), report(a, texts), VerifyConfig())["behavioural"]
+
+
 def test_compare_refuses_other_cases():
     with pytest.raises(ValueError, match="different evaluations"):
         compare(report([True]), report([True], fp="f"), VerifyConfig())
