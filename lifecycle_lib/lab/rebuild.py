@@ -37,9 +37,8 @@ RATES = {"exact_pass": "exact", "json_validity": "valid", "policy_id": "policy_i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyConfig:
-    """`margin`: rates within plus or minus this share count as equivalent. `agree`: two checkpoints
-    behave alike when the lower end of the interval of the share of identical answers reaches this, and kappa of right and
-    wrong, where it is defined, reaches `least_kappa`."""
+    """`margin`: rates within plus or minus this are equivalent. Two checkpoints behave alike when the share of
+    identical answers, at the lower end of its interval, reaches `agree` and kappa, where defined, `least_kappa`."""
 
     margin: float = 0.03
     agree: float = 0.95
