@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, replace
 from itertools import product
 from statistics import mean
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -185,10 +186,35 @@ def test_whole_closure_is_exact_and_a_lost_piece_is_not(lab, tmp_path):
         assert closures.weights_sum(closures.fine_tune(lab, base, lose(cfg, piece))) != closures.weights_sum(original)
 
 
-@pytest.mark.parametrize(("module", "measure"), [(closures, closures.closure_drill), (recipes, recipes.sensitivity)])
-def test_a_study_measures_all_its_effects(lab, module, measure):
-    rows = [measure(lab)[0]]
-    rows.append({k: v + 0.01 * (v < 1) for k, v in rows[0].items()})
-    effects, decided = summarise(module.DESIGN, rows)
-    assert len(effects) == len(module.DESIGN.effects) and decided in ("supported", "refuted", "inconclusive")
-    assert all(-1e-9 <= rows[0][k] <= 1 for k in rows[0] if k.startswith("spread"))
+def check_effects(design, row) -> None:
+    effects, decided = summarise(design, [row, {k: v + 0.01 * (v < 1) for k, v in row.items()}])
+    assert len(effects) == len(design.effects) and decided in ("supported", "refuted", "inconclusive")
+
+
+def test_the_drill_measures_all_its_effects(lab):
+    row, made = closures.closure_drill(lab)
+    check_effects(closures.DESIGN, row)
+    assert row["same weights"] == 1.0 and len(made) == 9
+
+
+def test_sensitivity_measures_all_its_effects(lab, monkeypatch):
+    """One run is real; the others are stand-ins whose accuracy is drawn from their settings."""
+    real = recipes.run(lab, replace(CENTRE, steps=6), 100)
+    assert len(real.card["measured"]["right"]) == len(HELD_OUT)
+    calls = []
+
+    def run(lab, knobs, seed):
+        calls.append((knobs, seed))
+        right = 200 + rng(seed, knobs).randrange(140)
+        return SimpleNamespace(card={"measured": {"right": "1" * right + "0" * (343 - right)}})
+
+    monkeypatch.setattr(recipes, "run", run)
+    row, _ = recipes.sensitivity(lab)
+    check_effects(recipes.DESIGN, row)
+    assert all(0 <= row[k] <= 1 for k in row if k.startswith("spread"))
+    assert row["centre"] == row["peak learning rate 1"] == row["warm-up 1"] == row["lr 4"], "the centre is one run"
+    fresh = {seed for _, seed in calls} - {100, 1100, 2100}
+    assert min(fresh) >= 20_000, "fresh seeds are no seed that anything was chosen on"
+    rows = [row, {k: min(1.0, v + 0.05 * rng(1, k).random()) for k, v in row.items()}]
+    shares = recipes.sensitivity_extra(rows)["variance_shares"]
+    assert sum(v[0] for v in shares.values()) == pytest.approx(1)
