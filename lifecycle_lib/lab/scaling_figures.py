@@ -63,6 +63,22 @@ def isoflop_figure(rows: Sequence[Row], live: Mapping[float, Sequence[tuple[floa
                         "best N (parabola by seed).", "deeper models, other text, larger budgets")
 
 
+def cost_figure(rows: Sequence[Row]) -> Figure:
+    """Compute that the next 0.01 nat costs, by budget, from each seed's own law."""
+    fig, ax = _start(6.6, 3.4)
+    laws = [fit_law(grid_runs([r])) for r in rows]
+    prices = [of_key([{"x": float(np.log(law.flop_for(law.frontier(c) - 0.01) - c))} for law in laws], "x")
+              for c in BUDGETS]
+    _points(ax, BUDGETS, [Effect(*np.exp([e.estimate, e.low, e.high]), e.n) for e in prices], color=INK, marker="o",
+            linestyle="-", label="the next 0.01 nat")
+    ax.plot(BUDGETS, BUDGETS, color=GREY, linestyle=":", label="all that was spent so far")
+    ax.set(xscale="log", yscale="log", xlabel="compute spent (FLOP)", ylabel="compute to pay (FLOP)",
+           title="The same step costs more each time")
+    ax.legend(loc="upper left")
+    return _finish(fig, f"n = {len(rows)} seeds, a law each; whiskers: 95 % t intervals.",
+                   "whether the next 0.01 nat is worth it")
+
+
 def forecast_figure(rows: Sequence[Row]) -> Figure:
     """The frontier, and what the first budgets foresee: a line in log C, the law, the law with E forced to 0."""
     fig, ax = _start(7.2, 4.2)
