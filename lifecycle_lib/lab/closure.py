@@ -38,10 +38,7 @@ def clean_room(bundle: str | Path, *, budget_s: float = 600, deep: bool = False,
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"ok": False, "why": last.removeprefix("ValueError: ").replace(str(bundle), bundle.name)}
-    result = json.loads(done.stdout.strip().splitlines()[-1])
-    same = result["rebuilt"] == result["artifact"]
-    why = "rebuilt" if result["ok"] else f"{result['expected']} was expected, and does not hold"
-    return result | {"ok": result["ok"] and same, "why": why if same else f"built {result['rebuilt']} instead"}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def gate(store: Store, artifact: Artifact, *, budget_s: float = 600, deep: bool = False, n_cases: int = 512,
@@ -66,8 +63,11 @@ def inside(bundle: Path, n_cases: int, deep: bool) -> dict[str, Any]:
     corpus = next(iter(sorted((bundle / "data").glob("*"))), None) if (bundle / "data").is_dir() else None
     result = verify(store, artifact, deep=deep, corpus=corpus, cfg=VerifyConfig(n_cases=n_cases))
     result["missing"].pop("evaluation and prompts", None)  # the bundle has them in evals.json
-    ok = result["expected"] in result["held"] and not result["missing"] and not result["actuals_off"]
-    return result | {"ok": ok}
+    why = [f"built {result['rebuilt']} instead"] if result["rebuilt"] != result["artifact"] else []
+    why += [f"{m['what']} moved" for m in result["moved"] if m["kind"] == "recipe"]
+    why += [f"{result['expected']} was expected, and does not hold"] if result["expected"] not in result["held"] else []
+    why += [f"the card lacks {', '.join(fields)}" for fields in result["missing"].values()] + result["actuals_off"]
+    return result | {"ok": not why, "why": "; ".join(why) or "rebuilt"}
 
 
 if __name__ == "__main__":
