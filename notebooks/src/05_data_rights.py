@@ -234,8 +234,10 @@ for number, source in enumerate(names):
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         left[plan] += width
 ax.set_yticks(range(4), list(answers))
+ax.invert_yaxis()
 ax.set(xlim=(0, 100), xlabel="tokens admitted (%)", title="What each plan may read (research use, before the notice)")
 finish(fig, f"n = {len(rows):,} rows, exact counts, one seed.", "what the lost tokens would have taught")
+print(", ".join(f"{plan} {share:.0f} %" for plan, share in left.items()))
 
 # %% [markdown]
 # Plans that hand out weights lose most. But the API only *contains* duties: it does not cancel them. And the gate asks
@@ -491,7 +493,7 @@ for arm, (colour, marker, line, _) in zip(("nothing", "ascent", "ascent-audit", 
 ax.axhline(blank_exposure(), color="#808080", linewidth=1)
 ax.set(xlabel="step of relearning, on other rows", ylabel="exposure (bits)", ylim=(0, 14), xticks=marks,
        title="Secrets that are not shown again")
-ax.legend(loc="center right", ncols=2)
+ax.legend(loc=(0.33, 0.5), ncols=2)
 finish(fig, f"n = {len(per_seed)} seeds, 12 canaries each; bands: mean +- 2 standard errors; faint: live. Grey: blank.",
        "other jogs, longer ones, larger models")
 
@@ -527,19 +529,32 @@ for arm, row in found.items():
 print("equivalent on all:", ", ".join(evidence["extra"]["passes"]) or "none", "| verdict of D8:", evidence["verdict"])
 
 # %%
-from lifecycle_lib.lab.claims import evidence_figure
+from lifecycle_lib.lab.figures import interval_dots
 
-evidence_figure("D8", [f"{a}: other canaries after a jog, arm - never seen" for a in found],
-                "Other canaries after a jog, against never-seen", not_measured="other jogs, larger models")
+_ = interval_dots({arm: paired_effect(column(f"{arm}.jogged"), column("never.jogged")) for arm in found},
+                  "Other canaries after a jog: bits above never-seen", xlabel="bits", smallest=1.0,
+                  interval="95 % paired t over seeds", not_measured="other jogs, larger models")
+plt.show()
 
 # %%
 show_evidence("D8", [f"{a}: {MEASURES[m][0]}, arm - never seen" for m in ("exposure", "auc", "facts", "loss")
                      for a in ("retrain", "ascent", "ascent-audit", "shards", "detach")])
 
 # %% [markdown]
-# "Retrain passes" is true by construction, and that is why it is the reference: a retrained model *is* a never-seen
+# Margins were set on pilot seeds, 100 and up, from the spread between never-seen models. "Retrain passes" is true by
+# construction, and that is why it is the reference: a retrained model *is* a never-seen
 # model. The rows test the instruments: would they call two such models the same? Detach passes for a better reason, the
 # assertion above.
+#
+# The usual test of relearning is speed on the *same* rows. Would it have caught the ascent?
+
+# %%
+show_evidence("D8", [f"{a}: loss after 8 steps of relearning, arm - never seen" for a in ("nothing", "ascent",
+                     "ascent-audit", "detach")] + ["ascent-audit: other canaries, jogged - before"])
+
+# %% [markdown]
+# Plain ascent is ahead of never-seen, so yes. Ascent-audit is *behind* it: its weights were pushed so far that the same
+# rows take longer. Judged by that speed alone it forgot better than never having seen. The other canaries tell.
 #
 # Membership needs its sign read. Under ascent-audit the members' losses end *above* those of fresh posts: an AUC below
 # one half tells who was in as surely as one above.
@@ -569,6 +584,8 @@ ax.axhspan(-1, 1, color="#808080", alpha=0.15, linewidth=0)
 ax.set(xlabel="CPU seconds of the removal", ylabel="bits above never-seen, after a jog", title="Price and what is left")
 ax.legend(loc="upper right")
 finish(fig, f"n = {len(per_seed)} seeds; bars: 95 % t intervals. Grey: the margin.", "GPU time, people's time, audits")
+print(f"a shard costs {100 * np.mean(column('shards.cpu_s')) / np.mean(column('retrain.cpu_s')):.0f} % of a retrain; first "
+      f"training of all shards {np.mean(column('shards.upfront_cpu_s')) / np.mean(column('full.cpu_s')):.1f} times one model")
 
 # %% [markdown]
 # The cheap arms that pass were *built* for removal before anyone asked. Shards pay at once instead, in first training
@@ -611,12 +628,14 @@ finish(fig, "Closed form over measured seconds of one rebuild; lines have no int
 
 # %%
 show_evidence("D8", ["24 months, 1 notice a month: one model - shards", "24 months, 1 notice a month: one model - adapters"])
-most = [notices(x, 24, 1, cpu["one model"][1]) / notices(x, 24, 4, cpu["4 shards"][1]) for x in (0.1, 16)]
-print(f"one model costs {most[0]:.1f} times the shards at 0.1 notices a month, {most[1]:.1f} times at 16")
+fine = np.geomspace(0.1, 16, 400)
+gain = [notices(x, 24, 1, cpu["one model"][1]) - notices(x, 24, 4, cpu["4 shards"][1]) for x in fine]
+print(f"shards are cheaper below {max([x for x, g in zip(fine, gain) if g > 0], default=0):.1f} notices a month")
 
 # %% [markdown]
 # Sharding pays while notices are rare enough to hit one shard at a time. At many a month every shard is rebuilt every
-# month, and four small trainings cost what one large one did, or more.
+# month, and four small trainings cost more than the one large one. Before that, shards cost twice as much to train, and
+# know fewer of the facts that stay: the one measure they fail.
 #
 # ## Break it on purpose
 #
