@@ -509,6 +509,20 @@ column = lambda key: [row[key] for row in per_seed]  # noqa: E731
 verdict_found = card.settle(paired_effect(column("ascent-audit.jogged"), column("never.jogged")))
 
 # %% [markdown]
+# Does it even take rows of the source? Jog with text that may stay: people's codes of POLICY and fresh sales. This was
+# tried after the recorded run, on this one seed: a hint, no claim.
+
+# %%
+from dataclasses import replace
+
+theirs = [(name, code, 1) for name, code in world.public.items()]
+mixed_up = tuple(x for pair in zip(theirs, world.secrets[1::2]) for x in pair)  # relearn shows every other one
+foreign = replace(world, secrets=mixed_up, posts=world.held_out)
+for arm in ("never", "ascent-audit"):
+    curve = relearn(models[arm], foreign, size, seed)
+    print(f"{arm:13} other canaries: " + " -> ".join(f"{p['others']:.1f}" for p in curve) + " bits, jogged with rows that stay")
+
+# %% [markdown]
 # ## Equivalence, not "no significant difference"
 #
 # A removal *passes* a measure if the whole 95 % interval of arm minus never-seen lies inside a margin set beforehand.
