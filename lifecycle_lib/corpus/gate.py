@@ -3,9 +3,10 @@
     read -> rights -> source -> filters -> exact copies -> personal data -> near copies
 
 A row ends as admit, accept_with_risk (kept, and counted as a risk), quarantine or reject, with the reason, what was
-measured and the version of the rules. A row without a licence or a source is quarantined, whatever the rules say. A
-quarantined or rejected row goes no further: it can never be the copy that another row is thrown out for. Personal data
-stands before near copies for the same reason. `truth` is never read.
+measured and the version of the rules. A row without a licence or a source is quarantined, whatever the rules say, and
+so is one whose log (corpus/rows) says that its text, licence or source was changed behind its back. A
+quarantined or rejected row goes no further: it can never be the copy that another row is thrown out for, so a text is
+remembered only once personal data was looked for in it, and near copies come last. `truth` is never read.
 
 A run writes kept.jsonl, quarantine.jsonl, decisions.jsonl (one line for every input line) and, last, manifest.json,
 whose hash covers the input's bytes, the configuration, the counts and the other files: same input and configuration,
@@ -38,7 +39,16 @@ from lifecycle_lib.corpus.filters import VERDICTS, Ruleset, apply_filters
 from lifecycle_lib.corpus.manifest import FIELDS, KEPT, Seen, Tally, check_accounting, facts_of, manifest_hash
 from lifecycle_lib.corpus.minhash import MinHash
 from lifecycle_lib.corpus.near_index import JsonlTexts, near_clusters
-from lifecycle_lib.corpus.rows import MAX_LINE_BYTES, FirstSeen, Problem, add_transformation, captured, read_rows, says
+from lifecycle_lib.corpus.rows import (
+    MAX_LINE_BYTES,
+    FirstSeen,
+    Problem,
+    add_transformation,
+    captured,
+    check_chain,
+    read_rows,
+    says,
+)
 
 STAGES = ("read", "rights", "source", "filters", "exact", "pii", "near")
 FILES = ("kept.jsonl", "quarantine.jsonl", "decisions.jsonl")
@@ -204,6 +214,10 @@ def _judge_one(line: Line, texts: FirstSeen, config: GateConfig) -> None:
             line.hit("rights", f"no_{name}", verdict(f"no_{name}"), found=row.get(name))
     if row.get("role") == "red-team":
         line.hit("rights", "eval_only", verdict("eval_only"))
+    try:
+        check_chain(row)
+    except ValueError as error:
+        line.hit("rights", "broken_log", "quarantine", message=str(error))
     if not captured(row):
         line.hit("rights", "no_capture_date", verdict("no_capture_date"))
     source = says(row, "source")
@@ -213,7 +227,8 @@ def _judge_one(line: Line, texts: FirstSeen, config: GateConfig) -> None:
         line.hit("filters", reason.code, verdict(reason.code), measured=reason.measured, limit=reason.limit)
     if line.verdict not in KEPT:
         return
-    if config.exact and (words := dedupe.normalise(row["text"])) and (first := texts.remember(words, line.number)):
+    words = dedupe.normalise(row["text"]) if config.exact else ""
+    if words and (first := texts.line_of(words)):
         line.hit("exact", "exact_duplicate", verdict("exact_duplicate"), of_line=first)
         if line.verdict not in KEPT:
             return
@@ -225,6 +240,8 @@ def _judge_one(line: Line, texts: FirstSeen, config: GateConfig) -> None:
             line.hit("pii", "pii_masked", verdict("pii_masked"), kinds=kinds)
         elif spans:
             line.hit("pii", "pii", verdict("pii"), kinds=kinds)
+    if words and line.verdict in KEPT:
+        texts.remember(words, line.number)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

@@ -290,7 +290,7 @@ def check_chain(row: Mapping[str, Any]) -> int:
     log, n, row = row.get("transformations", []), 0, dict(row)
     for i in range(len(log) - 1, -1, -1):  # take assignments back, newest first
         if log[i].get("op") == "assign" and "chain" in log[i]:
-            field = log[i].get("field")
+            field = str(log[i].get("field"))
             if row.get(field) != log[i].get("value"):
                 raise ValueError(f"row {row['id']!r}: field {field!r} was changed after transformation {i + 1} set "
                                  "it; take the row from its source again")

@@ -115,6 +115,28 @@ def test_a_quarantined_or_rejected_row_is_never_the_copy_that_counts(tmp_path):
     assert [d["verdict"] for d in log] == ["quarantine", "admit", "quarantine", "admit"]
 
 
+def test_a_row_held_for_personal_data_is_never_the_exact_copy_that_counts(tmp_path):
+    email = row(1, text="the kettle is broken, write to a.b@example.org")
+    plain = row(2, text="the kettle is broken, write to a b example org")  # the same words, nobody's address
+    again = row(3, text="The kettle is broken; write to a.b@example.org!")
+    _, log = gated(tmp_path, [email, plain, again, row(4, text=plain["text"])])
+    assert [d["reason"] for d in log] == ["pii", "passed", "exact_duplicate", "exact_duplicate"]
+    assert [d["details"][0]["of_line"] for d in log[2:]] == [2, 2]
+    masked, log = gated(tmp_path, [email, again], GateConfig(pii="mask"), out="masked")
+    assert [d["reason"] for d in log] == ["pii_masked", "exact_duplicate"]
+
+
+@pytest.mark.parametrize("change", [{"licence": "MIT"}, {"source": "MIRROR"}, {"text": "another text of the same row"}])
+def test_a_row_changed_behind_its_log_is_quarantined(tmp_path, change):
+    gated(tmp_path, [row(1)])
+    [kept] = read_jsonl(tmp_path / "out" / "kept.jsonl")
+    _, log = gated(tmp_path, [kept, row(2, id="other")], out="again")
+    assert [d["verdict"] for d in log] == ["admit", "admit"]  # as it was: through
+    _, [decision] = gated(tmp_path, [kept | change], out="changed")
+    assert (decision["verdict"], decision["reason"]) == ("quarantine", "broken_log")
+    assert "was changed after" in decision["details"][0]["message"]
+
+
 def test_near_copies_and_protected_slices(tmp_path):
     long = " ".join(WORDS)
     rows = [row(1, text=long), row(2, text=long + " again"), row(3, text=long + " today", slice="rare"), row(4)]
