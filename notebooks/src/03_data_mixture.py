@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   lifecycle:
-#     rows: [S0-05, S3-1.01, S3-1.02, S3-1.03, S3-1.04, S3-1.07, S3-1.08, S3-1.09, S3-1.10, S3-1.27, S3-1.28, S3-1.29, S3-1.30, S3-1.31, S3-1.32, S3-1.34, S3-1.38]
+#     rows: [S0-05, S3-1.01, S3-1.02, S3-1.03, S3-1.04, S3-1.08, S3-1.10, S3-1.27, S3-1.28, S3-1.29, S3-1.30, S3-1.31, S3-1.32, S3-1.34]
 # ---
 # %% [markdown]
 # # Same files, other model: what does the sampler decide?
@@ -14,7 +14,7 @@
 # - turn counts into sampling shares with weights, temperature and caps, and check the caps against an optimiser;
 # - say how many times a rare row will be seen, and why drawing it more often cannot replace rows you do not have;
 # - lift the worst shop of six without new data, and read what that cost;
-# - tell a change of order from a change of mixture, and an abrupt change from a ramp;
+# - say what a change of order costs, and what a ramp must keep to prevent it;
 # - name what moved between two training sets from their lock files alone.
 #
 # **Needs** nothing. **Makes** no artifact of the chain: four small models of about 110,000 parameters live and die here.
@@ -36,7 +36,7 @@ lab = start("03", profile, seed, device)
 # ## The claim
 #
 # Six shops send their books to the desk. The largest sends a hundred times as many rows as the smallest. Drawn as they
-# come, the smallest is noise. The lever everyone reaches for is a temperature: draw shop $i$ with a share proportional
+# come, the smallest is hardly met. The lever everyone reaches for is a temperature: draw shop $i$ with a share proportional
 # to $n_i^{\alpha}$, $\alpha$ below 1.
 
 # %%
@@ -44,7 +44,7 @@ from lifecycle_lib.lab.claims import ClaimCard
 from lifecycle_lib.lab.studies import mixing
 
 card = ClaimCard(
-    claim="alpha = .5 lifts the worst of six shops over natural shares, at no cost to the largest",
+    claim="alpha = .5 lifts the worst of six shops by 10 points or more, and costs the largest at most 5",
     direction="up", smallest=0.10, unit="share",
     falsifier="the worst shop gains under 10 points, or the largest loses more than 5",
     scope="110 thousand parameters, six shops of 40 entries, 360 steps of 64 rows, 8 seeds",
@@ -137,8 +137,8 @@ print("50 random mixtures: water filling equals the optimiser within 1e-4 and th
 # %% [markdown]
 # ## What a weight multiplies
 #
-# The desk's corpus has ten sources. A weight is not only a matter of taste: it multiplies bytes to store, repeats to
-# remove, licences to honour. The sheet says what you multiply.
+# The desk's corpus has ten sources. Draw one twice as often and you draw its repeats and its licences twice as often
+# too. The sheet says what you multiply.
 
 # %%
 from lifecycle_lib.corpus.mixture import sheet
@@ -150,22 +150,22 @@ for line in sheet(rows):
           f"{', '.join(x or '(none)' for x in line['licences'])}")
 
 # %% [markdown]
-# MIRROR carries copies and no licence anybody could name. A *weight* of half still grows with the crawl; a *cap* does
-# not. That is what a cap protects: not today's share, but next month's, when the farm has tripled.
+# MIRROR carries copies and no licence anybody could name. "Half of what it sends" still grows with the crawl; a *cap*
+# does not. That is what a cap protects: not today's share, but next month's, when the farm has tripled.
 
 # %%
 sizes = {line["source"]: line["rows"] for line in sheet(rows)}
-for label, spec in (("weight", MixtureSpec(weights={**sizes, "MIRROR": sizes["MIRROR"] / 2})),
+for label, spec in (("halved", MixtureSpec(weights={**sizes, "MIRROR": sizes["MIRROR"] / 2})),
                     ("cap", MixtureSpec(caps={"MIRROR": 0.05}))):
     today = shares(sizes, spec)["MIRROR"]
     grown = {**sizes, "MIRROR": 3 * sizes["MIRROR"]}
-    if label == "weight":
+    if label == "halved":
         spec = MixtureSpec(weights={**grown, "MIRROR": grown["MIRROR"] / 2})
     print(f"{label:6} MIRROR {100 * today:.1f} % today, {100 * shares(grown, spec)['MIRROR']:.1f} % when it has tripled")
 
 # %% [markdown]
 # One more lever hides in a default. Draw *documents* and a ten-word post counts as much as a page; draw by *length* and
-# every word counts the same.
+# every word counts the same. (Only the shares are shown here; no model was trained on either.)
 
 # %%
 from lifecycle_lib.corpus.mixture import counts as group_counts
@@ -190,20 +190,21 @@ print(f"{len(natural)} rows, {cfg.draws} draws;", f"shop-6: {mixing.SHOPS['shop-
 
 # %%
 arms = {"natural": MixtureSpec(), f"alpha {alpha}": MixtureSpec(temperature=alpha)}
-live = {name: mixing.trained(lab, name, natural, spec, cfg).card["measured"] for name, spec in arms.items()}
+runs = {name: mixing.trained(lab, name, natural, spec, cfg) for name, spec in arms.items()}
+live = {name: run.card["measured"] for name, run in runs.items()}
 for name, score in live.items():
     print(f"{name:10}", "  ".join(f"{shop} {100 * value:3.0f} %" for shop, value in score.items()))
 
 # %%
-natural_share, warm_share = (shares(mixing.SHOPS, spec)["shop-6"] for spec in arms.values())
-seen = [cfg.draws * s / mixing.SHOPS["shop-6"] for s in (natural_share, warm_share)]
-print(f"each row of shop-6 is seen {seen[0]:.1f} times at natural shares and {seen[1]:.1f} times at alpha {alpha}")
+for shop in ("shop-1", "shop-6"):
+    looks = [cfg.draws * shares(mixing.SHOPS, spec)[shop] / len(mixing.KEYS) for spec in arms.values()]
+    print(f"an entry of {shop} is met {looks[0]:.1f} times at natural shares, {looks[1]:.1f} times at alpha {alpha}")
 print(f"worst shop: {100 * min(live['natural'].values()):.0f} % -> {100 * min(live[f'alpha {alpha}'].values()):.0f} % "
       "(one seed)")
 
 # %% [markdown]
-# Seen a few times, an entry is not learnt; some twenty times, it is. But compare the score with the share of the table
-# that the 40 rows *show*: that is a ceiling no sampler can lift.
+# Met three times, most entries are not learnt; some twenty times, most are. But compare the score with the share of the
+# table that the 40 rows *show*. The rest can only be guessed, one id in nine: together a ceiling that no sampler lifts.
 #
 # ## Eight seeds
 #
@@ -219,50 +220,55 @@ show_evidence("mixing", ["worst shop, alpha .5 - natural", "largest shop, alpha 
 from lifecycle_lib.core.stats import paired_effect
 
 per_seed = recorded("mixing")["per_seed"]
-score = lambda key: [row[key] for row in per_seed]  # noqa: E731
-decided = card.settle(paired_effect(score("alpha 0.5.worst"), score("alpha 1.0.worst")))
+worst = [[row[f"alpha {a}.worst"] for row in per_seed] for a in (0.5, 1.0)]
+decided = card.settle(paired_effect(*worst))
+
+# %%
+from lifecycle_lib.desk.world import POLICY_IDS
+
+
+def band(key):
+    """A recorded number in percent: mean and 95 % t interval over seeds."""
+    return paired_effect([100 * row[key] for row in per_seed], [0.0] * len(per_seed))
+
+
+def at_best(label):
+    """Percent of shop-6 right for who knows every entry shown and guesses the rest."""
+    shown = band(f"{label}.covered").estimate
+    return shown + (100 - shown) / len(POLICY_IDS)
 
 
 # %%
 import matplotlib.pyplot as plt
+
 from lifecycle_lib.lab.figures import SERIES, style
-
-
-def band(key):
-    """Mean and 95 % t interval of a recorded number over seeds, in percent."""
-    e = paired_effect(score(key), [0.0] * len(per_seed))
-    return 100 * e.estimate, 100 * (e.estimate - e.low)
-
-
-def finish(fig, facts, not_measured):
-    fig.supxlabel(f"{facts}\nNot measured here: {not_measured}.", x=0.01, ha="left", fontsize=9, color="#606060")
-    plt.show()
-
 
 style()
 fig, ax = plt.subplots(figsize=(6.4, 3.7))
 for (key, label), (colour, marker, line, _) in zip(
         {"large": "largest shop", "mean": "mean of six", "worst": "worst shop"}.items(), SERIES):
-    value, half = zip(*(band(f"alpha {a}.{key}") for a in mixing.ALPHAS))
-    ax.errorbar(mixing.ALPHAS, value, half, color=colour, marker=marker, linestyle=line, label=label)
-ceiling = band("alpha 1.0.covered")[0]
-ax.axhline(ceiling, color="#808080", linewidth=1, linestyle=":", label="entries that shop-6's rows show")
+    over = [band(f"alpha {a}.{key}") for a in mixing.ALPHAS]
+    ax.errorbar(mixing.ALPHAS, [e.estimate for e in over], [e.estimate - e.low for e in over], color=colour, marker=marker,
+                linestyle=line, label=label)
+ax.axhline(at_best("alpha 1.0"), color="#808080", linewidth=1, linestyle=":", label="shop-6: all its rows show, and luck")
 ax.set(xlabel="alpha (1: natural shares, 0: all shops equal)", ylabel="entries right (%)", ylim=(0, 105),
        title="Temperature lifts the worst shop to a ceiling")
 ax.invert_xaxis()
 ax.legend(loc="lower right")
-finish(fig, f"n = {len(per_seed)} seeds, 240 entries a seed; bars: 95 % t intervals over seeds.",
-       "budgets at which the large shops run short too")
+fig.supxlabel(f"n = {len(per_seed)} seeds, 240 entries a seed; bars: 95 % t intervals over seeds.\nNot measured here: "
+              "budgets at which the large shops run short too.", x=0.01, ha="left", fontsize=9, color="#606060")
+plt.show()
 
 # %%
 for a in mixing.ALPHAS:
-    print(f"alpha {a:.1f}", "  ".join(f"{k} {band(f'alpha {a}.{k}')[0]:5.1f} %" for k in ("large", "mean", "worst")))
-print(f"entries that shop-6's rows show: {ceiling:.1f} %")
+    print(f"alpha {a:.1f}", "  ".join(f"{k} {band(f'alpha {a}.{k}').estimate:5.1f} %" for k in ("large", "mean", "worst")))
+print(f"shop-6 at best: {at_best('alpha 1.0'):.1f} % (its rows show {band('alpha 1.0.covered').estimate:.1f} %, one guess in "
+      f"{len(POLICY_IDS)} is right)")
 
 # %% [markdown]
-# Read it from the left. Going from natural shares to $\alpha = .5$ is nearly free here, because the large shops were
-# seen far more often than they needed. Past that the worst shop stops rising: it has met the dotted line (of the entries
-# never shown, one in nine is right by luck). Equal shares for everybody buy nothing more.
+# Read it from the left. From natural shares to $\alpha = .5$ the largest shop loses nothing that eight seeds can see: its
+# entries were met hundreds of times and still are. Past that the worst shop stops rising, at or just below the dotted
+# line. Equal shares for everybody buy nothing more.
 #
 # ## How rare is too rare?
 #
@@ -270,53 +276,54 @@ print(f"entries that shop-6's rows show: {ceiling:.1f} %")
 # from .1 % to 3 % of the corpus. Beside it: .3 % of the rows, *drawn* as often as 3 %.
 
 # %%
-from lifecycle_lib.core.stats import Effect
 from lifecycle_lib.lab.figures import interval_dots
 
-named = {row["name"]: row for row in recorded("mixing")["effects"]}
-shown = [f"rare shop at {s:.1%}" for s in mixing.RARE_SHARES] + ["rare shop at 0.3%, drawn at 3 %"]
-dots = {n: Effect(*(100 * named[n][k] for k in ("estimate", "low", "high")), len(per_seed)) for n in shown}
-interval_dots(dots, "Entries of the rare shop answered right", xlabel="percent of its 40 entries",
-              interval="95 % t intervals over seeds", not_measured="rare skills that share parts with common ones")
+labels = {f"{s:.1%} of the rows": f"rare {s}" for s in mixing.RARE_SHARES} | {"0.3%, drawn at 3 %": "rare 0.003 upsampled"}
+dots = {name: band(f"{label}.rare") for name, label in labels.items()}
+best = {name: at_best(label) for name, label in labels.items()}
+fig = interval_dots(dots, "Entries of the rare shop answered right (bar: at best)", xlabel="percent of its 40 entries",
+                    interval="95 % t intervals over seeds", not_measured="rare skills that share parts with common ones")
+fig.axes[0].plot(best.values(), range(len(best) - 1, -1, -1), "|", color="#606060", markersize=18, markeredgewidth=2)
 plt.show()
 
 # %%
-for s in mixing.RARE_SHARES:
-    right, cover = band(f"rare {s}.rare")[0], band(f"rare {s}.covered")[0]
-    print(f"{s:5.1%} of the rows: right {right:5.1f} %, entries its rows show {cover:5.1f} %")
-print(f" 0.3% drawn at 3 %: right {band('rare 0.003 upsampled.rare')[0]:5.1f} %, entries shown "
-      f"{band('rare 0.003.covered')[0]:5.1f} %")
+for name, label in labels.items():
+    print(f"{name:18} right {dots[name].estimate:4.1f} %, its rows show {band(f'{label}.covered').estimate:4.1f} %, "
+          f"at best {best[name]:4.1f} %")
 
 # %%
 show_evidence("mixing", ["upsampled .3 % - natural .3 %", "fresh 3 % - .3 % drawn at 3 %"], claim=False)
 
 # %% [markdown]
-# Two different shortages look alike on a dashboard. *Seen too seldom*: the rows show the entry, the score lies below
-# the entries shown, and upsampling helps. *Not there*: the score lies at the entries shown, and only new rows help.
-# Subtract before you spend.
+# No threshold: the score climbs with every step. And two shortages look alike on a dashboard. *Met too seldom*: the
+# score lies below the bar, and upsampling helps. *Not there*: the score lies at the bar, the bar is low, and only new
+# rows help. Subtract before you spend, and subtract luck too: at .1 % the score equals the share shown, half of it
+# guessed.
 #
 # ## Order is a lever too
 #
-# Half of the rows get a wrong id in every second answer. Same rows, same shares over the whole run; only the order
-# differs: mixed, clean first, dirty first.
+# Half of the rows are dirty: every second one of those shows a wrong id. Same rows, same shares over the whole run; only
+# the order differs: mixed, clean first, dirty first.
 
 # %%
 show_evidence("mixing", ["clean first - mixed", "dirty first - mixed", "dirty first - clean first"], claim=False)
 
 # %% [markdown]
-# A curriculum "from clean to dirty" ends on the dirt, and the last lesson stays. The other way round buys nothing that
-# eight seeds can see over a plain mix. If a claim about curricula is made to you, ask what came last.
+# A curriculum "from clean to dirty" ends on the dirt, and the last lesson stays. The other way round over a plain mix is
+# a null: eight seeds would have missed a gain of 4 points. If a claim about curricula is made to you, ask what came last.
 #
 # And a change of *domain* half way: three shops first, then the other three. As a jump, or over a ramp that lasts to
-# the end.
+# the end. The ramp is not only another order: it gives the old shops three quarters of the draws, the jump
+# half, as "all along" does.
 
 # %%
 changes = ["old shops, abrupt - all along", "old shops, ramped - abrupt", "new shops, ramped - abrupt"]
 show_evidence("mixing", changes, claim=False)
 
 # %% [markdown]
-# The jump erases most of what the first half taught. The ramp keeps most of it, and the new shops do not pay for it: that
-# interval holds 0. Live, one seed, a ramp of your own: watch the log that the sampler writes.
+# The jump erases most of what the first half taught. The ramp keeps nearly all, and the new shops, with a quarter of the
+# draws, lose 2.4 points at the most. Is it the slope, or that old rows are still drawn near the end? Live, one seed: a
+# ramp that is over at 70 %. Watch the log that the sampler writes.
 
 # %%
 from lifecycle_lib.corpus.mixture import Phase, draw
@@ -334,10 +341,13 @@ for block in log:
 
 # %%
 kept = mixing.trained(lab, "your ramp", even, ramp, cfg, blocks=20).card["measured"]
-print(f"old shops {100 * np.mean([kept[s] for s in shops[:3]]):.0f} %, "
+to_the_end = band("ramped.old").estimate
+print(f"old shops {100 * np.mean([kept[s] for s in shops[:3]]):.0f} % (recorded, a ramp to the end: {to_the_end:.0f} %), "
       f"new shops {100 * np.mean([kept[s] for s in shops[3:]]):.0f} % (one seed)")
 
 # %% [markdown]
+# Much of the old is gone: a slope protects little once the old rows stop. Keep some of them to the end; that is replay.
+#
 # ## The draw itself is a sample
 #
 # Same files, same shares, another sampling seed: how often does shop-6 come up? A draw is a binomial, and the tail
@@ -351,7 +361,7 @@ def whole_first(share, n, random):
     return int(expected) + (random.random() < expected % 1)
 
 
-n = 2000
+n, natural_share = 2000, shares(mixing.SHOPS, MixtureSpec())["shop-6"]
 by_coin = [draw(natural, MixtureSpec(), n, s)[1][0]["drawn"]["shop-6"] for s in range(n_draws)]
 by_quota = [whole_first(natural_share, n, np.random.default_rng(s)) for s in range(n_draws)]
 binomial = (n * natural_share * (1 - natural_share)) ** 0.5
@@ -362,47 +372,65 @@ print(f"shop-6 in {n} draws, {n_draws} sampling seeds: {min(by_coin)} to {max(by
 print(f"quota first: {min(by_quota)} to {max(by_quota)}, sd {np.std(by_quota, ddof=1):.2f}")
 
 # %% [markdown]
-# ## Five drifts, blind
+# ## Five drifts
 #
 # "Same code, other model." Five things may have moved upstream. The lock file holds what determines a mixture: the
-# content of every group, the levers, the seed, the held-out rows, and what shaped the rows. Two locks name the cause.
+# content of every group, the levers, the seed, the held-out rows, and what shaped the rows. Here both a length filter
+# and a near-duplicate index really run.
 
 # %%
+from lifecycle_lib.corpus.dedupe import choose, clusters_of, near_pairs
 from lifecycle_lib.corpus.mixture import make_lock, moved
 
-desk = draw_rows(2000, seed, defects=False)
-held_out = [{"id": "held-1", "text": "my mug arrived cracked"}]
-made_with = {"dedupe": "word-5 @ .8", "length filter": "1.2.0, 20 words"}
-before = make_lock(desk, MixtureSpec(), seed, held_out, made_with)
-nudged = [r for r in desk if len(r["text"].split()) >= 23]
+crawl = draw_rows(2000, seed)
+texts = [r["text"] for r in crawl]
+
+
+def gated(words=20, k=5):
+    """The crawl without short rows and without near-duplicates by shingles of k words."""
+    clusters = clusters_of(len(crawl), near_pairs(texts, 0.8, k=k, unit="word"))
+    return [crawl[i] for i in choose(clusters, texts, "first", k=k).kept if len(texts[i].split()) >= words]
+
 
 # %%
-drifts = {
-    "a source edited upstream": make_lock([{**desk[0], "text": desk[0]["text"] + " !"}, *desk[1:]], MixtureSpec(), seed,
-                                          held_out, made_with),
-    "crawler lost a domain": make_lock([r for r in desk if r["source"] != "FORUM-3"], MixtureSpec(), seed, held_out,
-                                       made_with),
-    "filter nudged": make_lock(nudged, MixtureSpec(), seed, held_out, {**made_with, "length filter": "1.2.0, 23 words"}),
-    "dedupe index rebuilt": make_lock(desk, MixtureSpec(), seed, held_out, {**made_with, "dedupe": "word-3 @ .8"}),
-    "sampling seed": make_lock(desk, MixtureSpec(), seed + 1, held_out, made_with)}
+held_out = [{"id": "held-1", "text": "my mug arrived cracked"}]
+
+
+def lock_of(rows, words=20, k=5, seed=seed):
+    return make_lock(rows, MixtureSpec(), seed, held_out, {"length filter": f"1.2.0, {words} words",
+                                                           "dedupe": f"word-{k} @ .8"})
+
+
+desk = gated()
+nudged, rebuilt = gated(words=23), gated(k=3)
+
+# %%
+without = [r for r in desk if r["source"] != "FORUM-3"]
+drifts = {"a source edited upstream": lock_of([{**desk[0], "text": desk[0]["text"] + " !"}, *desk[1:]]),
+          "crawler lost a domain": lock_of(without), "filter nudged": lock_of(nudged, words=23),
+          "dedupe index rebuilt": lock_of(rebuilt, k=3), "sampling seed": lock_of(desk, seed=seed + 1)}
 for cause, lock in drifts.items():
-    said = moved(before, lock)
-    print(f"{cause:25} {len(said)} line{'s' * (len(said) != 1)}: {said[-1] if 'filter' in cause else said[0]}")
+    said = moved(lock_of(desk), lock)
     assert said, cause
+    print(f"{cause:25} {len(said)} line{'s' * (len(said) != 1)}, the last: {said[-1]}")
 
 # %% [markdown]
-# The nudged filter is the nasty one. Three words more look harmless, and most rows pass; one source is gone. A drift
-# index finds which. PSI adds up $(q - p)\ln(q/p)$ over the groups; by habit .1 is worth a look and .25 a shift.
+# The lock knows *that* something moved, not whether it matters. A drift index weighs it: PSI adds up $(q - p)\ln(q/p)$
+# over the groups; by habit .1 is worth a look and .25 a shift.
 
 # %%
 from lifecycle_lib.corpus.mixture import psi
 
 sources = lambda some: group_counts(some, MixtureSpec())  # noqa: E731
-for cause, some in (("nothing moved", draw_rows(2000, seed + 1, defects=False)), ("filter nudged", nudged),
-                    ("lost a domain", [r for r in desk if r["source"] != "FORUM-3"])):
+for cause, some in (("dedupe rebuilt", rebuilt), ("filter nudged", nudged), ("lost a domain", without)):
     total, parts = psi(sources(desk), sources(some))
     first = next(iter(parts))
-    print(f"{cause:14} {len(some)} of {len(desk)} rows, PSI {total:.3f}, most of it from {first}")
+    print(f"{cause:14} {len(some)} of {len(desk)} rows, PSI {total:.3f}, most of it from {first}: "
+          f"{sources(desk)[first]} -> {sources(some).get(first, 0)} rows")
+
+# %% [markdown]
+# Three words more look harmless, and most rows pass; one source is gone. The rebuilt index shows the other danger: it
+# took a good part of one source, and PSI stays below the habit's .1. Keep both, the lock and the index.
 
 # %% [markdown]
 # ## Break it on purpose
@@ -432,22 +460,23 @@ print("water filling respects both caps; clipped once, group a gets",
 
 # %%
 try:
-    make_lock([*desk, {**held_out[0], "id": "web-77", "source": "FORUM-1"}], MixtureSpec(), seed, held_out, made_with)
+    lock_of([*desk, {**held_out[0], "id": "web-77", "source": "FORUM-1"}])
 except ValueError as refusal:
     print("refused:", refusal)
 
 # %% [markdown]
 # ## Three ways to lose a run
 #
-# | what happened | does the training loss show it? | what does |
+# | what happened | what it looks like | what shows it |
 # |---|---|---|
-# | unstable mix: shares moved between phases | as a step, if you log by group | sampler log, PSI |
-# | leaked holdout | no: every score looks better | the lock's refusal, the audit of notebook 04 |
-# | easy source oversampled | no: the loss *falls* | score by group, the worst first |
+# | unstable mix: the jump above | old skills gone | sampler log, PSI |
+# | leaked holdout | the exam looks better | the lock's refusal, the audit of notebook 04 |
+# | easy source oversampled | the training loss looks better | score by group, the worst first |
 
 # %%
 easy = mixing.trained(lab, "all easy", natural, MixtureSpec(weights={"shop-1": 1.0}), cfg)
-print(f"only shop-1: last training loss {'below' if easy.card['last_loss'] < 0.2 else 'above'} .2, "
+lower = easy.card["last_loss"] < runs["natural"].card["last_loss"]
+print(f"only shop-1: last training loss {'below' if lower else 'above'} that at natural shares, "
       f"worst shop {100 * min(easy.card['measured'].values()):.0f} % "
       f"(natural shares: {100 * min(live['natural'].values()):.0f} %)")
 
@@ -459,8 +488,9 @@ print(f"only shop-1: last training loss {'below' if easy.card['last_loss'] < 0.2
 
 # %%
 import torch
-from lifecycle_lib.corpus.mixture import row_weights
 from scipy.stats import chisquare
+
+from lifecycle_lib.corpus.mixture import row_weights
 
 spec = MixtureSpec(temperature=alpha)
 weights = torch.as_tensor(row_weights(natural, spec))
@@ -483,7 +513,7 @@ parts = {g: Dataset.from_dict({"source": [g] * n}) for g, n in mixing.SHOPS.item
 mixed = interleave_datasets(list(parts.values()), probabilities=list(shares(mixing.SHOPS, spec).values()), seed=seed,
                             stopping_strategy="all_exhausted")
 tail = mixed["source"][:5000].count("shop-6") / 5000
-print(f"datasets: shop-6 {100 * tail:.1f} % of the first 5000, ours asks for {100 * warm_share:.1f} %")
+print(f"datasets: shop-6 {100 * tail:.1f} % of the first 5000, ours asks for {100 * wanted['shop-6'] / 20000:.1f} %")
 
 # %% [markdown]
 # One trap: `stopping_strategy="first_exhausted"`, the default, ends the stream when the smallest source runs out.
@@ -493,8 +523,8 @@ print(f"datasets: shop-6 {100 * tail:.1f} % of the first 5000, ours asks for {10
 # | you see | usually it is | look at |
 # |---|---|---|
 # | loss better, users of one group worse | shares moved toward an easy source | score by group |
-# | upsampling stopped helping | the rows do not show it | score against coverage |
-# | old skill gone after a phase | a jump | ramp, or replay |
+# | upsampling stopped helping | the rows do not show it | score against what they show, and luck |
+# | old skill gone after a phase | its rows stopped coming | replay to the end |
 # | same config, tail scores differ | sampling seed | 20 draws against the binomial |
 # | a step in the loss, no code change | upstream source or filter | two locks |
 #
@@ -547,8 +577,9 @@ assert abs(alpha_for(counts, "policy", 0.0741433) - 0.5) < 1e-4
 from scipy.optimize import brentq
 
 for target in (0.02, 0.1, 0.3):
-    root = brentq(lambda a: sampling_shares(counts, a)["policy"] - target, 0, 1)  # noqa: B023
+    root = brentq(lambda a: 10**a / (900**a + 90**a + 10**a) - target, 0, 1)  # noqa: B023
     assert abs(alpha_for(counts, "policy", target) - root) < 1e-6
+assert alpha_for(counts, "policy", 0.005) == 1
 try:
     alpha_for(counts, "policy", 0.5)
     raise AssertionError("0.5 of three groups cannot be had")
@@ -557,28 +588,31 @@ except ValueError:
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# **3. Which shortage? (★★, 8 minutes).** `diagnose(score, shown, slack)`: "draw it more" when the score lies more than
-# `slack` below the share of entries shown, "get new rows" when it does not and something is missing, "fine" when both
-# are within `slack` of 1.
+# **3. Which shortage? (★★, 8 minutes).** `diagnose(score, shown, choices)`: "draw it more" when the score lies more than
+# `slack` below the best possible (all that is shown, and one guess in `choices` on the rest); "fine" when the score is
+# within `slack` of 1; else "get new rows".
 
 # %% nbgrader={"grade": false, "grade_id": "diagnose", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def diagnose(score, shown, slack=0.1):
+def diagnose(score, shown, choices=9, slack=0.1):
     """What a rare group lacks."""
     ### BEGIN SOLUTION
-    if score < shown - slack:
+    if score < shown + (1 - shown) / choices - slack:
         return "draw it more"
     return "fine" if score >= 1 - slack else "get new rows"
     ### END SOLUTION
 
 
 # %% nbgrader={"grade": true, "grade_id": "diagnose-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-assert [diagnose(0.3, 0.63), diagnose(0.6, 0.63), diagnose(0.95, 1.0)] == ["draw it more", "get new rows", "fine"]
-for arm in ("rare 0.003", "rare 0.003 upsampled", "rare 0.03"):
-    print(f"{arm:21} {diagnose(band(f'{arm}.rare')[0] / 100, band(f'{arm}.covered')[0] / 100)}")
+assert [diagnose(0.3, 0.63), diagnose(0.63, 0.63), diagnose(0.95, 1.0)] == ["draw it more", "get new rows", "fine"]
+for name, label in labels.items():
+    print(f"{name:18} {diagnose(dots[name].estimate / 100, band(f'{label}.covered').estimate / 100)}")
 ### BEGIN HIDDEN TESTS
-grid = [(s / 20, c / 20) for s in range(21) for c in range(s, 21)]
-assert all((diagnose(s, c) == "draw it more") == (c - s > 0.1 + 1e-12 or s < c - 0.1) for s, c in grid)
-assert all(diagnose(s, c) != "fine" for s, c in grid if s < 0.9 - 1e-9)
+answers, guesses = np.random.default_rng(0).integers(0, 4, (2, 20000))  # four choices; half of the table is shown
+pupil = np.where(np.arange(20000) < 10000, answers, guesses)  # has learnt all of that half
+assert diagnose((pupil == answers).mean(), 0.5, choices=4, slack=0.05) == "get new rows"
+lazy = np.where(np.arange(20000) < 7000, answers, guesses)  # seven tenths of it
+assert diagnose((lazy == answers).mean(), 0.5, choices=4, slack=0.05) == "draw it more"
+assert diagnose(0.52, 0.5, choices=2, slack=0.1) == "draw it more" and diagnose(0.92, 0.92) == "fine"
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -600,9 +634,9 @@ interview("03")
 # ## What to remember
 #
 # 1. The sampler is part of the model. Weights, temperature, caps, length and order are config: lock them.
-# 2. Temperature lifts the tail cheaply while the head is seen more often than it needs, and not above what the rows show.
-# 3. Upsampling repeats; it does not invent. Compare the score with the coverage first.
-# 4. What comes last stays. A jump forgets; a ramp kept the old and cost nothing measurable here.
+# 2. Temperature lifts the tail, up to what the rows show. Here the head had looks to spare and paid nothing.
+# 3. Upsampling repeats; it does not invent. Compare the score with the best possible first.
+# 4. What comes last stays. A jump forgets; old rows drawn to the end keep the old, and cost the new little.
 # 5. "Same code, other model": compare two locks before you rerun anything.
 #
 # **Made:** nothing. **Next:** `04_data_gates` decides which rows may be drawn at all, and finds what a filter removes.
