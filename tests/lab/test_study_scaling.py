@@ -214,6 +214,7 @@ def fake_rows(seeds: int = 3) -> list[dict]:
                 row |= {f"grid {c:.1e} {w}.{k}": v for k, v in run.items()}
         for i, c in enumerate(scaling.BUDGETS):
             row |= {f"gated {c:.1e}.loss": 0.4, f"dirty {c:.1e}.loss": 0.4 + (0.02, 0.01, 0.005, -0.005, -0.02)[i]}
+            row |= {f"dirty at N {c:.1e}.loss": 0.41}
         for i, name in enumerate(scaling.RECIPES):
             row |= {f"recipe {name} 0.2.loss": 0.5 + 0.01 * i, f"recipe {name} 1.0.loss": 0.4 - 0.01 * i}
         row |= {f"booster {b} {w}.loss": 0.4 for b in scaling.BOOSTER for w in scaling.BOOSTER_WIDTHS}

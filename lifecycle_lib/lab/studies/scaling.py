@@ -73,8 +73,10 @@ def measure(lab: Lab) -> tuple[Row, list[Artifact]]:
             arm(f"grid {flop:.1e} {width}", width, flop / 6 / n_params(width), "n_params", "tokens", "boundary",
                 "facts_known", "fact_loss", "rule_loss")
     for flop, (width, double) in QUALITY.items():
-        arm(f"gated {flop:.1e}", width, gated_tokens(flop, width), recipe=GATED)
-        arm(f"dirty {flop:.1e}", double, flop / 6 / n_params(double), recipe=DIRTY)
+        arm(f"gated {flop:.1e}", width, gated_tokens(flop, width), "facts_known", recipe=GATED)
+        arm(f"dirty {flop:.1e}", double, flop / 6 / n_params(double), "facts_known", recipe=DIRTY)
+        # the control, added after five seeds: at equal compute a doubled model loses on any rows, clean ones too
+        arm(f"dirty at N {flop:.1e}", width, flop / 6 / n_params(width), "facts_known", recipe=DIRTY)
     for name, recipe in RECIPES.items():
         for share in (PROXY, 1.0):
             early = EARLY if (name, share) == ("natural", 1.0) else ()
@@ -136,6 +138,7 @@ def derived(row: Row) -> Row:
     out["returns shrink"] = float(drops[0] - drops[-1])
     for flop in BUDGETS:
         out[f"dirty - gated {flop:.1e}"] = row[f"dirty {flop:.1e}.loss"] - row[f"gated {flop:.1e}.loss"]
+        out[f"dirty at N - gated {flop:.1e}"] = row[f"dirty at N {flop:.1e}.loss"] - row[f"gated {flop:.1e}.loss"]
     small, full = ([row[f"recipe {name} {share}.loss"] for name in RECIPES] for share in (PROXY, 1.0))
     out["recipe ranks agree"] = float(spearmanr(small, full).statistic)
     picked = row[f"recipe {list(RECIPES)[int(np.argmin(small))]} 1.0.loss"]
@@ -219,6 +222,9 @@ DESIGN = Design(
              *((f"{name}: forecast - measured", f"signed {name}", None, "nats")
                for name in ("line", "line in C", "law", "law, E = 0")),
              *((f"dirty at 2N - gated at N, C = {c:.1e}", f"dirty - gated {c:.1e}", None, "nats") for c in BUDGETS),
+             *((f"dirty at N - gated at N, C = {c:.1e}", f"dirty at N - gated {c:.1e}", None, "nats") for c in BUDGETS),
+             *((f"facts known, gated at N - dirty at 2N, C = {c:.1e}", f"gated {c:.1e}.facts_known",
+                f"dirty {c:.1e}.facts_known", "share") for c in BUDGETS),
              ("recipe ranks at 0.2x and 1x, Spearman", "recipe ranks agree", None, "correlation"),
              ("regret of picking at 0.2x", "regret of the proxy", None, "nats"),
              ("booster gain, large - small model", "booster x size", None, "nats"),
