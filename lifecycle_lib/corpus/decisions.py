@@ -212,7 +212,7 @@ def replay(folder: str | Path, in_path: str | Path, ruleset: Ruleset | None = No
 
     Raises ValueError if the input is not the one that was gated, or if `ruleset` has the recorded version and other
     thresholds: one version means one set of rules."""
-    manifest = read_manifest(folder, files=True)
+    manifest = read_manifest(folder)
     if not Path(in_path).is_file() or facts_of(Path(in_path)) != manifest["input"]:
         raise ValueError(f"{in_path}: is not the file that was gated: its sum is not the manifest's; give that file")
     config = GateConfig.from_dict(manifest["config"], f"{folder}/manifest.json")

@@ -18,6 +18,7 @@ KEPT = ("admit", "accept_with_risk")
 FIELDS = ("source", "domain", "slice", "licence")  # counted in the manifest, copied into the decisions
 MAX_NAMES = 10_000  # of a field, counted one by one
 
+
 class Tally:
     """Counts by verdict, reason, and verdict within source, domain, slice, licence."""
 
@@ -72,8 +73,8 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json({k: v for k, v in manifest.items() if k != "hash"}).encode()).hexdigest()
 
 
-def read_manifest(folder: str | Path, files: bool = False) -> dict[str, Any]:
-    """The manifest of a gate's folder, its hash checked, and the sums of the other files too if `files`.
+def read_manifest(folder: str | Path, files: bool = True) -> dict[str, Any]:
+    """The manifest of a gate's folder, its hash checked, and (with `files`) the sums of the files it speaks of.
 
     Raises ValueError if there is no finished result, or one that was changed afterwards."""
     path = Path(folder) / "manifest.json"

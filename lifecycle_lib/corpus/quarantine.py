@@ -65,6 +65,7 @@ def leaving(folder: str | Path, door: str, repair: Mapping[str, str] | None = No
     gate's next input (`repair`: fields to set, say {"licence": "CC0-1.0"}), red_team ones with role "red-team"."""
     if door not in EXITS or (repair and door != "reprocess"):
         raise ValueError(f"door={door!r}: give one of {', '.join(EXITS)}; only reprocess takes repairs")
+    read_manifest(folder)
     notes = exits(folder)
     for row in stream(Path(folder) / "quarantine.jsonl"):
         note = notes.get(row["id"])
@@ -81,6 +82,7 @@ def sample(folder: str | Path, n: int, seed: int, of: str = "kept") -> list[dict
     Vitter 1985). Raises ValueError for n below 1 or a file without rows."""
     if n < 1 or of not in ("kept", "quarantine"):
         raise ValueError(f"n={n}, of={of!r}: give 1 or more rows of 'kept' or 'quarantine'")
+    read_manifest(folder)
     random, drawn = rng(seed, "review", of), []
     for i, row in enumerate(stream(Path(folder) / f"{of}.jsonl")):
         if i < n:

@@ -134,7 +134,7 @@ def cmd_explain(args: argparse.Namespace) -> int:
     from lifecycle_lib.corpus.quarantine import exits
 
     found = explain(args.folder, args.row)
-    config, left = read_manifest(args.folder)["config"], exits(args.folder)
+    config, left = read_manifest(args.folder, files=False)["config"], exits(args.folder)
     for decision in found:
         _say(f"line {decision['line']}, id {decision['id']}, source {decision['source']}, licence "
               f"{decision['licence']}: {decision['verdict']} ({decision['reason']}), rules {decision['rules']}")

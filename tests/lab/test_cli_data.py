@@ -41,7 +41,7 @@ def test_gate_of_a_sound_file(tmp_path, capsys):
     status, out, err = run(capsys, "gate", path, "--out", tmp_path / "out", "--board")
     assert (status, err) == (0, "")
     assert "20 lines, kept 20 (100.0%), rules 1.0.0" in out and "lost" not in out
-    assert read_manifest(tmp_path / "out", files=True)["hash"][:16] in out
+    assert read_manifest(tmp_path / "out")["hash"][:16] in out
     assert (tmp_path / "out" / "board.png").read_bytes().startswith(b"\x89PNG") and "board.png" in out
 
 
@@ -180,7 +180,7 @@ def test_real_messages(real_data, tmp_path, capsys):
              "slice": line.split("\t", 1)[0]} for i, line in enumerate(lines) if "\t" in line]
     path = write(tmp_path / "sms.jsonl", rows)
     status, out, _ = run(capsys, "gate", path, "--out", tmp_path / "out", "--by", "slice")
-    manifest = read_manifest(tmp_path / "out", files=True)
+    manifest = read_manifest(tmp_path / "out")
     assert status == 0 and manifest["counts"]["lines"] == len(rows) == 5574
     assert manifest["counts"]["verdict"]["admit"] == 0 < manifest["counts"]["verdict"]["accept_with_risk"]
     off = {code: "admit" for code in ("spam", "maybe_spam", "too_short", "mojibake", "abuse", "symbol_heavy",
