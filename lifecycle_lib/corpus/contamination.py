@@ -11,7 +11,6 @@ read-only: run one a shard and add the counts).
 """
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -28,6 +27,7 @@ from lifecycle_lib.core.records import read_json, read_jsonl, write_json
 from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.core.stats import wilson
 from lifecycle_lib.corpus.dedupe import bare_words
+from lifecycle_lib.corpus.rows import Problem, lines_of, parse_object
 from lifecycle_lib.corpus.screens import MIN_WORDS, NGRAMS, EvalSet, Part, Screen, Words, among, as_hex, make_set
 
 FORMAT = "lifecycle-registry-1"
@@ -49,12 +49,18 @@ class Registry:
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ValueError(f"{path}: not a registry of evaluation sets ({FORMAT}); make one with data register")
         sets = {}
-        for name, one in raw["sets"].items():
-            if fingerprint([one[k] for k in HASHED]) != one["digest"]:
-                raise ValueError(f"{path}: the entries of set {name!r} were changed by hand or cut; register it again")
-            sets[name] = EvalSet(name=name, parts=[Part.from_json(p) for p in one["parts"]],
-                                 ngrams=tuple(one["ngrams"]), canaries=[(n, int(h, 16)) for n, h in one["canaries"]],
-                                 **{k: one[k] for k in ("file", "sha256", "n_items", "max_items", "dropped")})
+        try:
+            for name, one in raw["sets"].items():
+                if fingerprint([one[k] for k in HASHED]) != one["digest"]:
+                    raise ValueError(f"{path}: the entries of set {name!r} were changed by hand or cut; register it "
+                                     "again")
+                sets[name] = EvalSet(name=name, parts=[Part.from_json(p) for p in one["parts"]],
+                                     ngrams=tuple(one["ngrams"]), canaries=[(n, int(h, 16)) for n, h in
+                                                                            one["canaries"]],
+                                     **{k: one[k] for k in ("file", "sha256", "n_items", "max_items", "dropped")})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: an entry is missing or of another kind ({error!r}); take the file from its "
+                             "source again, or register the sets again") from error
         return cls(path, sets)
 
     def write(self) -> None:
@@ -97,6 +103,8 @@ class Registry:
                                  f"{', '.join(self.sets) or 'none'}); register it, an audit without it proves nothing")
         at = {name: self.path.parent / s.file for name, s in self.sets.items() if s.file}
         known = {p.resolve() for p in at.values()}
+        if folder and not Path(folder).is_dir():
+            raise ValueError(f"{folder}: no such folder; --evals names the folder of the evaluation sets")
         for path in sorted(Path(folder).glob("*.jsonl")) if folder else ():
             if path.resolve() not in known | {Path(ignore).resolve()}:
                 raise ValueError(f"{path}: this evaluation set is not in {self.path}; register it before auditing "
@@ -175,26 +183,26 @@ def read_items(path: str | Path, parts: Sequence[str] = ("prompt", "answer")) ->
 def stream(path: str | Path, fields: Sequence[str] = ("text",)) -> Iterator[tuple[dict[str, Any], int]]:
     """({"id", "text"}, bytes read so far) of a JSONL file, one line in memory at a time; `fields` are joined.
 
-    Raises ValueError as FILE:LINE for what is no row: an audit that skips rows cannot say a corpus is clean."""
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a JSONL file") from error
+    Blank lines are passed over. Raises ValueError as FILE:LINE for what is no row: an audit that skips rows cannot say
+    a corpus is clean; and for a file that `rows.read_rows` would not take."""
     done = 0
-    with file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
-            done += len(line)
-            if len(line) == MAX_LINE_BYTES:
-                raise ValueError(f"{path}:{number}: a line of {MAX_LINE_BYTES} bytes or more; is this JSONL?")
-            try:
-                row = json.loads(line)
-                text = " ".join([row[f] for f in fields])
-            except KeyError as error:
-                raise ValueError(f"{path}:{number}: field {error} is missing; name the text with --field") from error
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: not a JSON object with text in {', '.join(fields)} ({error}); "
-                                 "correct the line, or gate the file first") from error
-            yield {"id": row.get("id", number), "text": text}, done
+
+    def count(piece: bytes) -> None:
+        nonlocal done
+        done += len(piece)
+
+    for number, line in lines_of(path, MAX_LINE_BYTES, count):
+        row = parse_object(line) if line is not None else Problem(code="too_many_bytes", message=(
+            f"longer than {MAX_LINE_BYTES:,} bytes; is this JSONL?"))
+        if isinstance(row, Problem):
+            if row.code == "blank_line":
+                continue
+            raise ValueError(f"{path}:{number}: {row.message}; correct the line, or gate the file first")
+        for f in fields:
+            if not isinstance(row.get(f), str):
+                raise ValueError(f"{path}:{number}: field {f!r} is {'missing' if f not in row else 'no string'}; name "
+                                 f"the text with --field (there are {', '.join(map(str, row)):.60})")
+        yield {"id": row.get("id", number), "text": " ".join([row[f] for f in fields])}, done
 
 
 def ngram_table(items: Sequence[str], rows: Sequence[str], ns: Iterable[int] = range(5, 16)) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ SAID_NOTHING = ("", "unknown", "none", "null", "n/a", "na", "tbd", "noassertion"
 """What stands in a licence or source field of people who did not know: the same as no field."""
 _OPTIONAL_TEXT = ("licence", "source")
 _PACKED = {b"\x1f\x8b": "gzip; unpack it", b"PK\x03\x04": "zip; unpack it", b"PAR1": "Parquet; export it as JSONL",
-           b"\xff\xfe": "UTF-16; save it as UTF-8", b"\xfe\xff": "UTF-16; save it as UTF-8"}
+           **dict.fromkeys((b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{"), "UTF-16; save it as UTF-8")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +102,27 @@ def read_rows(path: str | Path, max_line_bytes: int = MAX_LINE_BYTES,
     Raises ValueError, when the first line is asked for, if the file is missing, a folder, unreadable, empty, or
     evidently not UTF-8 text (UTF-16, gzip, zip, Parquet).
     """
+    ids = FirstSeen()
+    for number, raw in lines_of(path, max_line_bytes, on_bytes):
+        if raw is None:
+            yield number, Problem(code="too_many_bytes", message=f"longer than {max_line_bytes:,} bytes; split the "
+                                  "document, or raise max_line_bytes")
+            continue
+        row = parse_object(raw)
+        if isinstance(row, dict):
+            row = _check(row, raw)
+        if isinstance(row, dict) and (first := ids.remember(row["id"], number)):
+            row = Problem(code="duplicate_id", row_id=row["id"], message=f"id {_short(row['id'])} was used on line "
+                          f"{first}; give each row an id of its own")
+        yield number, row
+
+
+def lines_of(path: str | Path, max_line_bytes: int = MAX_LINE_BYTES,
+             on_bytes: Callable[[bytes], object] | None = None) -> Iterator[tuple[int, bytes | None]]:
+    """(line number from 1, its bytes) of a file, None for a line over the limit. Raises as `read_rows` does."""
     if max_line_bytes < 2:
         raise ValueError(f"max_line_bytes={max_line_bytes}: give 2 or more; {MAX_LINE_BYTES} is the default")
-    path, ids = Path(path), FirstSeen()
+    path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: is a {'folder' if path.is_dir() else 'device or pipe'}; give one JSONL file")
     try:
@@ -113,15 +131,7 @@ def read_rows(path: str | Path, max_line_bytes: int = MAX_LINE_BYTES,
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     with file:
         for number, raw in enumerate(_lines(file, path, max_line_bytes, on_bytes), start=1):
-            if raw is None:
-                yield number, Problem(code="too_many_bytes", message=f"longer than {max_line_bytes:,} bytes; split the "
-                                      "document, or raise max_line_bytes")
-                continue
-            row = _parse(raw[3:] if number == 1 and raw.startswith(b"\xef\xbb\xbf") else raw)
-            if isinstance(row, dict) and (first := ids.remember(row["id"], number)):
-                row = Problem(code="duplicate_id", row_id=row["id"], message=f"id {_short(row['id'])} was used on line "
-                              f"{first}; give each row an id of its own")
-            yield number, row
+            yield number, raw[3:] if number == 1 and raw and raw.startswith(b"\xef\xbb\xbf") else raw
 
 
 def _lines(file: Any, path: Path, max_bytes: int, on_bytes: Callable[[bytes], object] | None) -> Iterator[bytes | None]:
@@ -144,9 +154,10 @@ def _lines(file: Any, path: Path, max_bytes: int, on_bytes: Callable[[bytes], ob
         yield None
 
 
-def _parse(raw: bytes) -> dict[str, Any] | Problem:
+def parse_object(raw: bytes) -> dict[str, Any] | Problem:
+    """The JSON object of a line, read strictly; its fields are anybody's."""
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").rstrip("\r\n")  # a line cut short is an unterminated string, no control character
     except UnicodeDecodeError as error:
         return Problem(code="not_utf8", message=f"byte 0x{raw[error.start]:02x} at {error.start + 1} is not UTF-8; "
                        "save the file as UTF-8")
@@ -167,7 +178,7 @@ def _parse(raw: bytes) -> dict[str, Any] | Problem:
     if not isinstance(row, dict):
         return Problem(code="not_an_object", message=f"a {type(row).__name__} where an object is needed; write "
                        '{"id": ..., "text": ...}')
-    return _check(row, raw)
+    return row
 
 
 def _check(row: dict[str, Any], raw: bytes) -> dict[str, Any] | Problem:

@@ -18,8 +18,7 @@ def cmd_audit(args: argparse.Namespace) -> int:
     from lifecycle_lib.corpus.contamination import Registry, audit, stream
 
     registry, corpus = Registry.read(args.registry), Path(args.corpus)
-    if not corpus.is_file():
-        raise ValueError(f"{corpus}: no such file; give a JSONL corpus")
+    next(stream(corpus, args.field or ["text"]), None)  # a corpus that cannot be read is said before the registry
     registry.check(args.set, args.evals or registry.path.parent, ignore=corpus)
 
     def rows():
@@ -58,9 +57,11 @@ def text_of(report: dict, corpus: Path) -> str:
 
 def cmd_register(args: argparse.Namespace) -> int:
     """Make or refresh one set's entry."""
-    from lifecycle_lib.corpus.contamination import Registry, read_items, stream
+    from lifecycle_lib.corpus.contamination import SUSPECTS, Registry, read_items, stream
     from lifecycle_lib.corpus.screens import make_set
 
+    if args.name == SUSPECTS:
+        raise ValueError(f"name {args.name!r}: is kept for texts noted with data suspect; give another name")
     registry = Registry.read(args.registry) if Path(args.registry).exists() else Registry(args.registry, {})
     items = read_items(args.file, args.part or ["prompt", "answer"])
     background = (row["text"] for row, _ in stream(args.background, args.field or ["text"])) if args.background else ()

@@ -259,13 +259,23 @@ def test_stream_names_file_and_line(tmp_path):
     path.write_text('{"id": "a", "text": "x", "more": "y"}\n{"text": "z", "more": "w"}\n')
     assert [r for r, _ in stream(path, ["text", "more"])] == [{"id": "a", "text": "x y"}, {"id": 2, "text": "z w"}]
     assert list(stream(path))[-1][1] == path.stat().st_size
-    for bad in ("{", "[]", '{"text": 3}', "3", ""):
+    path.write_text('{"text": "x"}\n\n{"text": "y"}')  # a blank line holds nothing
+    assert [r["id"] for r, _ in stream(path)] == [1, 3]
+    for bad in ("{", "[]", '{"text": 3}', "3", '{"text": "x", "text": "y"}', '{"text": NaN}', "\0"):
         path.write_text('{"text": "x"}\n' + bad + "\n")
         with pytest.raises(ValueError, match=r"c\.jsonl:2"):
             list(stream(path))
     path.write_text('{"prompt": "x"}\n')
     with pytest.raises(ValueError, match="--field"):
         list(stream(path))
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "x"}\n')
+    assert [r["text"] for r, _ in stream(path)] == ["x"]
+    for raw, what in ((b"", "empty"), ('{"text": "x"}'.encode("utf-16"), "UTF-16"), (b"\x1f\x8b\x08\0", "gzip")):
+        path.write_bytes(raw)
+        with pytest.raises(ValueError, match=what):
+            list(stream(path))
+    with pytest.raises(ValueError, match="is a folder"):
+        list(stream(tmp_path))
 
 
 def test_memory_follows_the_registry_not_the_rows(tmp_path):

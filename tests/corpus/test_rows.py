@@ -96,6 +96,7 @@ def test_an_escaped_pair_is_a_character(tmp_path):
 
 @pytest.mark.parametrize("data, word", [
     (b"", "empty"), ('{"id": "a"}'.encode("utf-16"), "UTF-16"), (b"\xfe\xff\0{", "UTF-16"),
+    ('{"id": "a"}'.encode("utf-16-le"), "UTF-16"), ('{"id": "a"}'.encode("utf-16-be"), "UTF-16"),
     (b"\x1f\x8b\x08\x00", "gzip"), (b"PK\x03\x04", "zip"), (b"PAR1....", "Parquet")])
 def test_files_that_are_no_text_are_refused_whole(tmp_path, data, word):
     with pytest.raises(ValueError, match=word):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lifecycle_lib.core.records import write_jsonl
+from lifecycle_lib.core.records import write_json, write_jsonl
 from lifecycle_lib.lab import cli
 
 ITEM = "the customer bought a green lamp on monday and it broke after nine days of careful use"
@@ -68,7 +68,7 @@ def test_background_and_canary(folder, capsys):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["audit", "gone.jsonl"], "no such file"),
+    (["audit", "gone.jsonl"], "cannot be read"),
     (["audit", "clean.jsonl", "--set", "other"], "'other' is not registered"),
     (["audit", "clean.jsonl", "--ngram", "9"], "holds [8, 13]"),
     (["audit", "clean.jsonl", "--fuzzy", "2"], "fuzzy=2.0"),
@@ -76,6 +76,8 @@ def test_background_and_canary(folder, capsys):
     (["register", "own", "gone.jsonl"], "cannot be read"),
     (["register", "own", "clean.jsonl"], "clean.jsonl:1: field 'prompt' is missing"),
     (["suspect", "too short", "--why", "x"], "2 words"),
+    (["register", "suspects", "evals/own.jsonl"], "is kept for texts noted with data suspect"),
+    (["audit", "clean.jsonl", "--evals", "no-such-folder"], "no-such-folder: no such folder"),
 ])
 def test_one_line_for_what_cannot_be_used(folder, capsys, args, message):
     capsys.readouterr()
@@ -100,4 +102,14 @@ def test_a_broken_line_is_named(folder, capsys):
     assert "clean.jsonl:2" in capsys.readouterr().err
     (folder / "clean.jsonl").write_text("")
     assert run(folder, "audit", "clean.jsonl") == 2
-    assert "no rows" in capsys.readouterr().err
+    assert "the file is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [{"sets": []}, {}, {"sets": {"own": {}}}, {"sets": {"own": 3}}])
+def test_a_broken_registry_is_no_verdict(folder, capsys, content):
+    """Status 1 would say "contaminated"."""
+    write_json(folder / "evals" / "registry.json", {"format": "lifecycle-registry-1"} | content)
+    capsys.readouterr()
+    assert run(folder, "audit", "clean.jsonl") == 2
+    error = capsys.readouterr().err
+    assert "registry.json: an entry is missing or of another kind" in error and error.count("\n") == 1
