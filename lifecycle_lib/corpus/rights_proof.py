@@ -144,8 +144,14 @@ def check_proof(proof: Any, rows: Iterable[Mapping[str, Any]], log: ClaimsLog | 
 
 
 def read_key(path: str | Path) -> bytes:
-    """The key in a file, all its bytes but a last newline."""
-    return Path(path).read_bytes().removesuffix(b"\n")
+    """The key in a file, all its bytes but a last newline. Raises ValueError if it cannot be read or is too short."""
+    try:
+        key = Path(path).read_bytes().removesuffix(b"\n")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a file with the key") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(f"{path}: a key of {len(key)} bytes; give at least {MIN_KEY_BYTES}, from a random source")
+    return key
 
 
 def notice(name: str, entries: Iterable[Mapping[str, Any]], log: ClaimsLog | None = None, date: str | None = None,

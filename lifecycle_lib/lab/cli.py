@@ -15,6 +15,7 @@ from pathlib import Path
 from lifecycle_lib.lab import cli_audit, cli_data, cli_rights, cli_verify
 
 RESUME = "lifecycle: stopped; the same command goes on from where it was"
+STOPPED = "lifecycle: stopped; no result was written, the same command starts over"
 
 
 class Parser(argparse.ArgumentParser):
@@ -171,13 +172,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status; see the top of this file."""
     debug = os.environ.get("LIFECYCLE_DEBUG") == "1"
     os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files
+    function = None
     try:
         args = make_parser().parse_args(argv)
-        return args.function(args)
+        function = args.function
+        return function(args)
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"\n{RESUME}", file=sys.stderr)
+        print(f"\n{RESUME if function in (cmd_run, cmd_evidence) else STOPPED}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

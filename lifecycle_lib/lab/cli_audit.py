@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from lifecycle_lib.lab.cli_data import say
+
 REGISTRY = "data/evals/registry.json"
 SHOWN = 10
 
@@ -29,7 +31,7 @@ def cmd_audit(args: argparse.Namespace) -> int:
                 progress.update(done - before)
                 before = done
     report = audit(rows(), registry, args.set, ngrams=args.ngram or (8, 13), fuzzy=args.fuzzy)
-    print(json.dumps(report, ensure_ascii=False, indent=2) if args.json else text_of(report, corpus))
+    say(json.dumps(report, indent=2) if args.json else text_of(report, corpus))
     return 1 if report["contaminated"] else 0
 
 

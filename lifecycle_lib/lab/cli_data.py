@@ -18,21 +18,21 @@ def cmd_gate(args: argparse.Namespace) -> int:
     from lifecycle_lib.corpus.gate import run_gate
 
     manifest = run_gate(args.file, args.out, _config(args))
-    _say(summary(manifest, args.by, args.file))
+    say(summary(manifest, args.by, args.file))
     lost = manifest["counts"]["lost"]
     if lost:
-        _say(f"\n{lost:,} lines lost, no row could be made of them:")
+        say(f"\n{lost:,} lines lost, no row could be made of them:")
         for line in lost_text(args.file, lost_lines(args.out)):
-            _say(line)
-    _say(f"\n{Path(args.out) / 'manifest.json'}  {manifest['hash'][:16]}")
+            say(line)
+    say(f"\n{Path(args.out) / 'manifest.json'}  {manifest['hash'][:16]}")
     if args.board:
         from lifecycle_lib.lab.data_board import write_board
 
-        _say(write_board(args.out))
+        say(write_board(args.out))
     if {"no_licence", "no_source"} & set(manifest["counts"]["reason"]):
-        _say('a row is kept only with a "licence" (SPDX) and a "source": find them out, add them, and gate again')
+        say('a row is kept only with a "licence" (SPDX) and a "source": find them out, add them, and gate again')
     if not manifest["counts"]["kept"]:
-        _say("nothing was kept: see the reasons above, or: lifecycle data explain FOLDER line:1")
+        say("nothing was kept: see the reasons above, or: lifecycle data explain FOLDER line:1")
     return 1 if lost or not manifest["counts"]["kept"] else 0
 
 
@@ -102,25 +102,25 @@ def cmd_diff(args: argparse.Namespace) -> int:
     rows = [[p.name, f"{p.before:,}", f"{p.kept:,}", f"{p.lost_share:.1%}" if p.before else "-", f"{p.gained:,}",
              ", ".join(f"{r} {n:,}" for r, n in p.reasons.most_common(3))] for p in shown]
     if rows:
-        _say(table([args.by, "before", "still", "lost", "new", "why"], rows, left=(0, 5)))
-    _say(f"{len(parts) - len(shown)} of {len(parts)} unchanged")
+        say(table([args.by, "before", "still", "lost", "new", "why"], rows, left=(0, 5)))
+    say(f"{len(parts) - len(shown)} of {len(parts)} unchanged")
     for part in shown:
         name = _cut(part.name, 40)
         for e in part.examples:
             why = e.get("reason", "not in the second input")
-            _say(f"\n{name}  lost {_cut(e['id'], 40)} ({why}): {_cut(e['text'])}")
+            say(f"\n{name}  lost {_cut(e['id'], 40)} ({why}): {_cut(e['text'])}")
             if other := e.get("representative"):
                 alike = f" (Jaccard {e['jaccard']})" if "jaccard" in e else ""
-                _say(f"{name}  kept {_cut(other['id'], 40)}{alike}: {_cut(other['text'])}")
+                say(f"{name}  kept {_cut(other['id'], 40)}{alike}: {_cut(other['text'])}")
     if failed:
-        _say(f"\nFAILED: more than {args.max_loss:.0%} lost in {len(failed)} of {len(parts)}: "
+        say(f"\nFAILED: more than {args.max_loss:.0%} lost in {len(failed)} of {len(parts)}: "
               f"{', '.join(p.name for p in failed[:SHOWN])}{' ...' if len(failed) > SHOWN else ''}")
     return 1 if failed else 0
 
 
-def _say(text: Any) -> None:
+def say(text: Any, file: Any = None) -> None:
     """Print without what could move a terminal's cursor: ids and sources are other people's text."""
-    print("".join(c if c.isprintable() or c == "\n" else "?" for c in str(text)))
+    print("".join(c if c.isprintable() or c == "\n" else "?" for c in str(text)), file=file)
 
 
 def _cut(text: str, most: int = 160) -> str:
@@ -136,17 +136,17 @@ def cmd_explain(args: argparse.Namespace) -> int:
     found = explain(args.folder, args.row)
     config, left = read_manifest(args.folder, files=False)["config"], exits(args.folder)
     for decision in found:
-        _say(f"line {decision['line']}, id {decision['id']}, source {decision['source']}, licence "
+        say(f"line {decision['line']}, id {decision['id']}, source {decision['source']}, licence "
               f"{decision['licence']}: {decision['verdict']} ({decision['reason']}), rules {decision['rules']}")
         for stage, told in chain(decision, config):
-            _say(f"  {stage:<8} {told}")
+            say(f"  {stage:<8} {told}")
         if other := decision.get("other"):
-            _say(f"  that is line {other['line']}, id {other['id']}, source {other['source']}: {other['verdict']} "
+            say(f"  that is line {other['line']}, id {other['id']}, source {other['source']}: {other['verdict']} "
                   f"({other['reason']})")
         for entry in decision.get("transformations", []):
-            _say(f"  log      {', '.join(f'{k} {v}' for k, v in entry.items() if k not in ('text_sha', 'chain'))}")
+            say(f"  log      {', '.join(f'{k} {v}' for k, v in entry.items() if k not in ('text_sha', 'chain'))}")
         if note := left.get(decision["id"]):
-            _say(f"  left by  {note['door']}, {note['reviewer']}, {note['on']}: {note['why']}")
+            say(f"  left by  {note['door']}, {note['reviewer']}, {note['on']}: {note['why']}")
     return 0
 
 
@@ -158,14 +158,14 @@ def cmd_replay(args: argparse.Namespace) -> int:
     rules = GateConfig.from_dict({"ruleset": read_json(args.rules)}, args.rules).ruleset if args.rules else None
     found = replay(args.folder, args.file, rules)
     if found.identical:
-        _say(f"{found.lines:,} decisions, byte for byte the same")
+        say(f"{found.lines:,} decisions, byte for byte the same")
         return 0
-    _say(f"{found.lines:,} decisions, {sum(found.changes.values()):,} with another verdict or reason"
+    say(f"{found.lines:,} decisions, {sum(found.changes.values()):,} with another verdict or reason"
           f"{f' under rules {rules.version}' if rules else ''}")
     for (old, new), n in found.changes.items():
-        _say(f"{n:>8,}  {old} -> {new}")
+        say(f"{n:>8,}  {old} -> {new}")
     for line, row_id, old, new in found.examples[:SHOWN]:
-        _say(f"line {line}, id {row_id}: {old} -> {new}")
+        say(f"line {line}, id {row_id}: {old} -> {new}")
     return 0 if rules else 1
 
 

@@ -1,6 +1,7 @@
 """Commands: rights of a corpus and of what was trained on it: data rights prove, check, compose, who, notice.
 
-Exit status: 0 fine; 1 refused: the job may not use the file, the proof does not hold, the notice has gaps; 2 for
+Exit status: 0 fine; 1 refused: the job may not use the file, the proof does not hold, the notice has gaps, or the store
+has checkpoints that do not say what they hold; 2 for
 input that cannot be used: a missing file, a line that is no row, a bad job, a store that records no sources. Files are
 read once, line by line.
 """
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lifecycle_lib.lab.cli_data import say
+
 SHOWN = 5  # refusals printed; the proof lists more
 
 
@@ -22,14 +25,17 @@ def rows_of_file(path: str) -> Iterator[dict[str, Any]]:
     from lifecycle_lib.core.progress import bar
     from lifecycle_lib.corpus.rows import Problem, read_rows
 
-    size = Path(path).stat().st_size if Path(path).is_file() else 0
+    size, empty = Path(path).stat().st_size if Path(path).is_file() else 0, True
     with bar("rights", size) as progress:
         for line, row in read_rows(path, on_bytes=lambda data: progress.update(len(data))):
             if isinstance(row, Problem):
                 if row.code == "blank_line":
                     continue
                 raise ValueError(f"{path}:{line}: {row.message}; or run data gate first and give its kept.jsonl")
+            empty = False
             yield row
+    if empty:
+        raise ValueError(f"{path}: no rows, only blank lines; give a JSONL file with rows")
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,6 +51,30 @@ def _job(path: str) -> Any:
     from lifecycle_lib.corpus.rights import JobSpec
 
     return JobSpec.of(read_json(path), path)
+
+
+def _proof(path: str) -> dict[str, Any]:
+    from lifecycle_lib.core.records import read_json
+    from lifecycle_lib.corpus.rights import JobSpec
+    from lifecycle_lib.corpus.rights_proof import FORMAT
+
+    proof = read_json(path)
+    if not isinstance(proof, dict) or proof.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a rights proof (format {FORMAT}); make one with data rights prove")
+    JobSpec.of(proof.get("job"), f"{path}: job")
+    return proof
+
+
+def _check_out(out: str | None, *inputs: str | None) -> None:
+    """Raise ValueError, before the work, when the result would take the place of a folder or of something it is made
+    from."""
+    if not out:
+        return
+    if Path(out).is_dir():
+        raise ValueError(f"--out {out}: is a folder; give a file in it")
+    for given in inputs:
+        if given and Path(out).exists() and Path(given).exists() and Path(out).samefile(given):
+            raise ValueError(f"--out {out}: would overwrite {given}, which is read; give another file")
 
 
 def _key(args: argparse.Namespace) -> bytes | None:
@@ -67,34 +97,34 @@ def cmd_prove(args: argparse.Namespace) -> int:
     from lifecycle_lib.core.records import write_json
     from lifecycle_lib.corpus.rights_proof import prove
 
+    _check_out(args.out, args.file, args.job, args.claims, args.table, args.key)
     job, given, key = _job(args.job), _given(args), _key(args)
     proof = prove(job, rows_of_file(args.file), key=key, where=args.file, **given)
     write_json(args.out, proof)
-    print(f"{args.out}: {proof['rows']:,} rows, {len(proof['sources'])} sources and licences, "
+    say(f"{args.out}: {proof['rows']:,} rows, {len(proof['sources'])} sources and licences, "
           f"root {proof['root'][:16]}, {'signed' if key else 'not signed'}")
     for row in proof["refused"][:SHOWN]:
-        print(f"refused {row['id']} ({row['source'] or 'no source'}, {row['licence'] or 'no licence'}): "
+        say(f"refused {row['id']} ({row['source'] or 'no source'}, {row['licence'] or 'no licence'}): "
               f"{'; '.join(row['problems'])}")
     if proof["refused_rows"] > SHOWN:
-        print(f"and {proof['refused_rows'] - SHOWN:,} rows more")
+        say(f"and {proof['refused_rows'] - SHOWN:,} rows more")
     for found in proof["conflicts"]:
-        print(f"conflict {' + '.join(f'{source} [{licence}]' for source, licence in found['parts'])}: {found['why']}")
-    print(f"{job.name}: {'complies' if proof['complies'] else 'REFUSED'}")
+        say(f"conflict {' + '.join(f'{source} [{licence}]' for source, licence in found['parts'])}: {found['why']}")
+    say(f"{job.name}: {'complies' if proof['complies'] else 'REFUSED'}")
     return 0 if proof["complies"] else 1
 
 
 def cmd_check(args: argparse.Namespace) -> int:
-    from lifecycle_lib.core.records import read_json
     from lifecycle_lib.corpus.rights_proof import check_proof
 
-    proof, given, key = read_json(args.proof), _given(args), _key(args)
+    proof, given, key = _proof(args.proof), _given(args), _key(args)
     problems = check_proof(proof, rows_of_file(args.file), key=key, spec=_job(args.job) if args.job else None,
                            where=args.file, **given)
     for problem in problems:
-        print(f"{args.proof}: {problem}")
+        say(f"{args.proof}: {problem}")
     if not problems:
         signed = "signed with this key" if key else "signature not checked" if "signature" in proof else "not signed"
-        print(f"{args.proof}: holds for {args.file} ({proof['rows']:,} rows; {signed}); the job "
+        say(f"{args.proof}: holds for {args.file} ({proof['rows']:,} rows; {signed}); the job "
               f"{'complies' if proof['complies'] else 'is REFUSED'}")
     return 1 if problems or not proof["complies"] else 0
 
@@ -107,34 +137,41 @@ def cmd_compose(args: argparse.Namespace) -> int:
     parts = parts_of(rows_of_file(args.file))
     mix, total = compose(job, parts, **given), max(1, sum(p.tokens for p in parts))
     for part, why in mix.refused:
-        print(f"refused  {part}: {'; '.join(why)}")
+        say(f"refused  {part}: {'; '.join(why)}")
     for found, why in mix.conflicts:
-        print(f"conflict {' + '.join(map(str, found))}: {why}")
+        say(f"conflict {' + '.join(map(str, found))}: {why}")
     for part in mix.remove:
-        print(f"remove   {part}: {part.rows:,} rows, {part.tokens:,} tokens")
+        say(f"remove   {part}: {part.rows:,} rows, {part.tokens:,} tokens")
     left = sum(p.tokens for p in mix.kept)
-    print(f"keep     {left:,} of {total:,} tokens ({left / total:.1%}) from {len(mix.kept)} of {len(parts)} parts"
+    say(f"keep     {left:,} of {total:,} tokens ({left / total:.1%}) from {len(mix.kept)} of {len(parts)} parts"
           + (f"; terms: {text_of(mix.terms)}" if mix.terms else ""))
     sure = certainty(parts, job.date, **given) if any(p.tokens for p in parts) else {}
-    print("rights   " + ", ".join(f"{name} {n / total:.1%}" for name, n in sure.items()) + " of all tokens")
-    print(f"{job.name}: {'may be mixed' if mix.ok else 'REFUSED as it is'}")
+    say("rights   " + ", ".join(f"{name} {n / total:.1%}" for name, n in sure.items()) + " of all tokens")
+    say(f"{job.name}: {'may be mixed' if mix.ok else 'REFUSED as it is'}")
     return 0 if mix.ok else 1
 
 
 def cmd_who(args: argparse.Namespace) -> int:
-    from lifecycle_lib.lab.lineage import CLEAN, HOLDS, NOT_RECORDED, delete_plan, models_hit
+    from lifecycle_lib.lab.lineage import CLEAN, HOLDS, NOT_RECORDED, delete_plan, has_weights, models_hit, recorded
 
     store = _store(args.store)
     hit, plan = models_hit(store, args.source), delete_plan(store, args.source)
     for step in plan["steps"]:
         floor = "at least " if step["cost_is_a_floor"] else ""
-        print(f"{step['name']:<24} {step['fingerprint']}  {'weights' if step['weights'] else 'no weights':<10}  "
-              f"{step['action']:<18}  {floor}{step['cpu_s']:.1f} CPU s")
-    for artifact in hit[NOT_RECORDED]:
-        print(f"{artifact.name:<24} {artifact.fingerprint}  does not say what it holds")
-    print(f"{args.source}: held by {len(hit[HOLDS])}, not by {len(hit[CLEAN])}, not recorded for "
-          f"{len(hit[NOT_RECORDED])}; rebuilding what holds it took {plan['cpu_s']:.1f} CPU s the last time")
-    return 0
+        say(f"{step['name']:<24} {step['fingerprint']}  {'weights' if step['weights'] else 'no weights':<10}  "
+            f"{step['action']:<18}  {floor}{step['cpu_s']:.1f} CPU s")
+    silent = [artifact for artifact in hit[NOT_RECORDED] if has_weights(artifact)]
+    for artifact in silent[:SHOWN]:
+        say(f"{artifact.name:<24} {artifact.fingerprint}  weights     does not say what it holds")
+    if len(silent) > SHOWN:
+        say(f"and {len(silent) - SHOWN:,} more with weights that do not say")
+    say(f"{args.source}: held by {len(hit[HOLDS])}, not by {len(hit[CLEAN])}, not recorded for "
+        f"{len(hit[NOT_RECORDED])} ({len(silent)} with weights); rebuilding what holds it took {plan['cpu_s']:.1f} CPU "
+        "s the last time")
+    if not hit[HOLDS]:
+        known = sorted({source for own in hit.values() for a in own for source in recorded(a.card) or {}})
+        say(f"no card names {args.source!r}; the cards name {', '.join(known[:20])}{' ...' if known[20:] else ''}")
+    return 1 if silent else 0
 
 
 def cmd_notice(args: argparse.Namespace) -> int:
@@ -142,6 +179,7 @@ def cmd_notice(args: argparse.Namespace) -> int:
     from lifecycle_lib.corpus.rights_log import check_date
     from lifecycle_lib.corpus.rights_proof import notice
 
+    _check_out(args.out, args.what, args.claims, args.table)
     given, gaps = _given(args), []
     day = check_date(args.date or datetime.date.today().isoformat(), "--date")
     if Path(args.what).is_file():
@@ -160,9 +198,9 @@ def cmd_notice(args: argparse.Namespace) -> int:
     if args.out:
         write_text(args.out, text)
     else:
-        print(text)
+        say(text)
     for gap in gaps + more:
-        print(f"not complete: {gap}", file=sys.stderr)
+        say(f"not complete: {gap}", file=sys.stderr)
     return 1 if gaps + more else 0
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from lifecycle_lib.core.stats import wilson
 from lifecycle_lib.core.store import Store
+from lifecycle_lib.corpus import gate
 from lifecycle_lib.judge.evals import frozen_cases
 from lifecycle_lib.judge.gates import GateConfig
 from lifecycle_lib.judge.release import Registry
@@ -259,6 +260,9 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(release_run, "run", stop)
     assert cli.main(["run", "--profile", "smoke"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(gate, "run_gate", stop)  # keeps nothing of a stopped run
+    assert cli.main(["data", "gate", "x.jsonl", "--out", "y"]) == 130
+    assert "the same command starts over" in capsys.readouterr().err
 
 
 def test_good_traces_and_evaluation_files(tmp_path, capsys):

@@ -121,12 +121,61 @@ def test_who_and_notice_from_the_store(tmp_path, capsys):
     assert rights("who", "MANUAL", "--store", store.root) == 0
     out = capsys.readouterr().out
     assert f"{base.fingerprint}  weights     retrain without it" in out
-    assert "held by 1, not by 0, not recorded for 1" in out
+    assert "held by 1, not by 0, not recorded for 1 (0 with weights)" in out
+    assert rights("who", "MANAUL", "--store", store.root) == 0
+    assert "no card names 'MANAUL'; the cards name MANUAL" in capsys.readouterr().out
     words = ("notice", base.fingerprint, "--store", store.root, "--date", "2026-11-25")
     assert rights(*words, "--claims", CLAIMS) == 0
     assert "## MANUAL\n- licence: MIT\n- rows: 1\n" in capsys.readouterr().out
     assert rights(*words, "--out", tmp_path / "NOTICE") == 1  # who to name is in the claims log
     assert "not complete: MANUAL" in capsys.readouterr().err and "NOT ON FILE" in (tmp_path / "NOTICE").read_text()
+
+
+def test_checkpoints_that_do_not_say_are_no_clean_answer(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    row = {"id": "a", "text": "x", "source": "MANUAL", "licence": "MIT"}
+    store.get_or_make("base", {}, {}, lambda folder: {"sources": sources_of([row])})
+    store.get_or_make("old", {}, {}, lambda folder: (folder / "model.safetensors").write_bytes(b"w") and {})
+    assert rights("who", "MANUAL", "--store", store.root) == 1
+    assert "weights     does not say what it holds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("prove", "good.jsonl", "--job", "job.json"), ("notice", "good.jsonl")])
+def test_a_result_never_takes_the_place_of_what_it_is_made_from(files, capsys, words):
+    job, good = files / "job.json", files / "good.jsonl"
+    job.write_bytes((ROOT / "data" / "rights" / "job_open.json").read_bytes())
+    before = [good.read_bytes(), job.read_bytes()]
+    words = [files / word if "." in word else word for word in words]
+    (files / "link").symlink_to(good)
+    for out in (good, files / "link", files, *words[3:]):
+        assert rights(*words, "--out", out) == 2
+        assert "--out" in capsys.readouterr().err
+    assert [good.read_bytes(), job.read_bytes()] == before
+
+
+def test_errors_name_the_file(files, capsys):
+    good, bad = files / "good.jsonl", files / "p.json"
+    cut = {"format": "lifecycle-rights-proof-1"}
+    for content, message in (([], "p.json: not a rights proof"), (cut, "p.json: job")):
+        write_json(bad, content)
+        assert rights("check", bad, good) == 2
+        assert message in capsys.readouterr().err
+    (files / "key").write_bytes(b"short")
+    for key, message in (("key", "key: a key of 5 bytes"), ("none", "none: cannot be read")):
+        assert rights("prove", good, "--job", JOB, "--out", files / "q", "--key", files / key) == 2
+        assert message in capsys.readouterr().err
+    (files / "blank.jsonl").write_text("\n\n")
+    assert rights("compose", files / "blank.jsonl", "--job", JOB) == 2
+    assert "blank.jsonl: no rows" in capsys.readouterr().err
+
+
+def test_other_peoples_text_cannot_move_the_cursor(files, capsys):
+    write_jsonl(files / "bad.jsonl", [{"id": "a\x1b[2J", "text": "x", "source": "\x9b2J", "licence": "\x07"}])
+    assert rights("prove", files / "bad.jsonl", "--job", JOB, "--out", files / "p.json") == 1
+    assert rights("compose", files / "bad.jsonl", "--job", JOB) == 1
+    assert rights("notice", files / "bad.jsonl") == 1
+    shown = "".join(capsys.readouterr())
+    assert "refused a?[2J" in shown and not set(shown) & set("\x1b\x9b\x07")
 
 
 def test_notice_of_a_file(files, capsys):
