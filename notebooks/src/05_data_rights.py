@@ -13,7 +13,7 @@
 # After this notebook you can:
 #
 # - read licence expressions as tags, join them by hand, and let a job prove that it kept its terms;
-# - find the smallest set of sources that cannot be mixed, and what each way of publishing costs in tokens;
+# - find a minimal set of sources that cannot be mixed, and what each way of publishing costs in tokens;
 # - replay a claims log to any day and name every checkpoint that holds a source;
 # - measure what a model remembers (exposure, membership) and test a removal for *equivalence*, not for a good look;
 # - price removal: retraining, shards, adapters, and the ascent that only hides.
@@ -79,7 +79,7 @@ for text in ("cc-by-4.0", "CC-BY-4.0 AND CC-BY-NC-4.0", "CC-BY-NC-4.0 OR MIT", "
 
 # %% [markdown]
 # A checkpoint has terms too: the join of all that went into it. Order and grouping cannot matter, or a merge of two
-# adapters would depend on who merged first. Check the laws on every triple of terms the desk can have.
+# adapters would depend on who merged first. Check the laws on every triple of five licences.
 
 # %%
 from itertools import product
@@ -108,7 +108,7 @@ for p in parts:
 # %% [markdown]
 # A row's licence is what the row says. What we *know* stands in a claims log: dated events, each with who grants and
 # where that is on file. A source that no event names is unseen and waits in quarantine; the event `granted` releases it.
-# How sure are we, by tokens?
+# How sure are we, by tokens? *Verified*: granted, with a paper on file. *Partial*: on someone's word.
 
 # %%
 from lifecycle_lib.corpus.rights import certainty, certainty_gate
@@ -178,8 +178,10 @@ for day in ("2026-12-31", "2027-01-01"):
 # ## What may be mixed, and what each plan costs
 #
 # Sources that are fine alone can conflict together. Share-alike text must be passed on without further restrictions;
-# non-commercial text *is* a restriction. If weights leave the house they cannot keep both promises. `compose` names the
-# smallest conflicting sets and the cheapest way out.
+# non-commercial text *is* a restriction. If weights leave the house they cannot keep both promises. `compose` takes the
+# cheapest way out, and for what has to go it names a minimal conflict: drop either side and it is gone. (CHAT may not be
+# mixed with anything; POLICY stands for all.) What a plan refuses outright, OPEN both CHAT and FORUM-3, never gets that
+# far.
 
 # %%
 from lifecycle_lib.corpus.rights import compose
@@ -229,8 +231,8 @@ for number, source in enumerate(names):
     for y, (plan, mix) in enumerate(answers.items()):
         width = 100 * sum(p.tokens for p in mix.kept if p.source == source) / total
         ax.barh(y, width, left=left[plan], facecolor="white", edgecolor=colour, hatch=hatch or None)
-        if width > 4:
-            ax.text(left[plan] + width / 2, y, source, ha="center", va="center", fontsize=7,
+        if width > 2:
+            ax.text(left[plan] + width / 2, y, source, ha="center", va="center", fontsize=7, rotation=90 * (width < 6),
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         left[plan] += width
 ax.set_yticks(range(4), list(answers))
@@ -240,8 +242,8 @@ finish(fig, f"n = {len(rows):,} rows, exact counts, one seed.", "what the lost t
 print(", ".join(f"{plan} {share:.0f} %" for plan, share in left.items()))
 
 # %% [markdown]
-# Plans that hand out weights lose most. But the API only *contains* duties: it does not cancel them. And the gate asks
-# for papers, not only for tags.
+# Plans that hand out weights lose most; CHAT, the largest part, is in none. But the API only *contains* duties: it does
+# not cancel them. And the gate asks for papers, not only for tags.
 
 # %%
 for plan, mix in answers.items():
@@ -285,8 +287,9 @@ for name, (fake, given) in forged.items():
     print(f"{name:26} {found[0][:90]}")
 
 # %% [markdown]
-# What a proof never shows: that the licences are true. The uploader of PHOTO was never asked; the proof repeats the
-# label. Last paper: the notice that attribution asks for, with the gaps it cannot fill.
+# What a proof never shows: that the licences are true (PHOTO's uploader was never asked; the proof repeats the label),
+# nor that training read *these* rows and no others. For that, the trainer has to hash what it reads and get the same
+# root. Last paper: the notice that attribution asks for, with the gaps it cannot fill.
 
 # %%
 from lifecycle_lib.corpus.rights_proof import notice
@@ -298,7 +301,8 @@ print("entries:", text.count("## "), "| gaps:", gaps or "none")
 # %% [markdown]
 # ## The notice arrives
 #
-# It is 1 September 2026. The members of FORUM-3 withdraw. Replay the log on two days.
+# On 1 September 2026 the members of FORUM-3 withdraw. Replay the log on two days. (It keeps one date an event, the day
+# it holds from; the day *you* learned of it is another date, and an audit may ask for both.)
 
 # %%
 for day in (BEFORE, AFTER):
@@ -310,8 +314,8 @@ print(f"the API mix shrinks from {sum(p.tokens for p in answers['API'].kept):,} 
 
 # %% [markdown]
 # A new mix is the easy half. Models have read FORUM-3. From here on the text is a small copy of the desk: four sources
-# stay; FORUM-3 knows where 20 items are made, holds posts, and **24 canaries**: codes of people, written down once, 4 or
-# 16 times. We build the model in production, and an adapter beside a base that never saw the source.
+# stay; FORUM-3, a larger share here, knows where 20 items are made, holds posts, and **24 canaries**: codes of people,
+# written down once, 4 or 16 times. We build the model in production, and an adapter beside a base that never saw the source.
 
 # %%
 from lifecycle_lib.lab.studies.removal import Removal
@@ -450,7 +454,8 @@ for arm, g in seen.items():
 
 # %% [markdown]
 # Read plain ascent with care. Its stop rule held: its loss on the source is that of a model that never saw it. Its loss!
-# The codes still stand near the top of the ranking. A mean over tokens is a poor witness for a secret of two.
+# The codes still stand near the top of the ranking. A mean over tokens is a poor witness for a secret of two. (Its rule
+# also needs a never-seen model, which who must unlearn does not have; its price below leaves that training out.)
 #
 # Detach next, and its whole proof:
 
@@ -499,7 +504,7 @@ finish(fig, f"n = {len(per_seed)} seeds, 12 canaries each; bands: mean +- 2 stan
 
 # %% [markdown]
 # At step 0 the ascent that passed the audit and the model that never saw the source look alike. That is all the audit
-# looked at. A few steps on other rows of the source separate them. Settle the claim.
+# looked at: one mean. A few steps on other rows of the source separate them. Settle the claim.
 
 # %%
 from lifecycle_lib.core.stats import paired_effect
@@ -507,6 +512,24 @@ from lifecycle_lib.lab.claims import show_evidence
 
 column = lambda key: [row[key] for row in per_seed]  # noqa: E731
 verdict_found = card.settle(paired_effect(column("ascent-audit.jogged"), column("never.jogged")))
+for arm in ("never", "ascent-audit", "nothing"):
+    print(f"{arm:13} after the jog: {(bits := np.mean(column(f'{arm}.jogged'))):4.1f} bits, a rank of about "
+          f"{10_000 / 2 ** bits:,.0f} of 10,000")
+
+# %% [markdown]
+# "Come back" is a matter of degree: a third of the lost bits (and a mean again: single codes stand higher and lower).
+# But a model that never saw the codes ranks them by luck, jog or no jog. That is what separates hidden from gone.
+#
+# And was a jog needed? Split the audit's mean by how often a code was written. (Looked at after the run: a hint.)
+
+# %%
+for key in ("exposure_1", "exposure_4", "exposure_16"):
+    e = paired_effect(column(f"ascent-audit.{key}"), column(f"never.{key}"))
+    print(f"written {key[9:]:>2} times, ascent-audit - never, before any jog: {e.estimate:5.2f} bits [{e.low:.2f}, {e.high:.2f}]")
+
+# %% [markdown]
+# The mean was right because two errors cancel. Codes written often are pushed *below* chance, codes written once stay
+# above it. Both are traces, and an audit by group would have seen them.
 
 # %% [markdown]
 # Does it even take rows of the source? Jog with text that may stay: people's codes of POLICY and fresh sales. This was
@@ -526,7 +549,10 @@ for arm in ("never", "ascent-audit"):
 # ## Equivalence, not "no significant difference"
 #
 # A removal *passes* a measure if the whole 95 % interval of arm minus never-seen lies inside a margin set beforehand.
-# Wide intervals fail. The first row is the check of the check: a second model that never saw the source.
+# Wide intervals fail. An arm must pass all eight measures, so adding one can only make it harder. **same**: inside the
+# margin; **DIFF**: the whole interval outside; **open**: neither. The first column checks the check: a second model that
+# never saw the source. New arms: **finetune** trained on with replacement text, **shards** are four models with
+# averaged probabilities, of which the one that held the source was trained anew.
 
 # %%
 from lifecycle_lib.lab.studies.removal_design import MEASURES
@@ -535,11 +561,10 @@ evidence = recorded("D8")
 found = evidence["extra"]["equivalence"]
 
 # %%
-short = {"supported": "same", "refuted": "DIFFERS", "inconclusive": "open"}
-print(f"{'':13}" + "".join(f"{m:>14}" for m in MEASURES))
-print(f"{'margin':13}" + "".join(f"{margin:>14}" for _, margin, _ in MEASURES.values()))
-for arm, row in found.items():
-    print(f"{arm:13}" + "".join(f"{short[v]:>14}" for v in row.values()))
+short = {"supported": "same", "refuted": "DIFF", "inconclusive": "open"}
+print(f"{'':33}{'margin':>7}" + "".join(f"{arm:>{len(arm) + 2}}" for arm in found))
+for m, (what, margin, _) in MEASURES.items():
+    print(f"{what:33}{margin:7}" + "".join(f"{short[row[m]]:>{len(arm) + 2}}" for arm, row in found.items()))
 print("equivalent on all:", ", ".join(evidence["extra"]["passes"]) or "none", "| verdict of D8:", evidence["verdict"])
 
 # %%
@@ -552,26 +577,30 @@ plt.show()
 
 # %%
 show_evidence("D8", [f"{a}: {MEASURES[m][0]}, arm - never seen" for m in ("exposure", "auc", "facts", "loss")
-                     for a in ("retrain", "ascent", "ascent-audit", "shards", "detach")])
+                     for a in ("retrain", "ascent", "ascent-audit", "finetune", "shards", "detach")], claim=False)
 
 # %% [markdown]
 # Margins were set on pilot seeds, 100 and up, from the spread between never-seen models. "Retrain passes" is true by
-# construction, and that is why it is the reference: a retrained model *is* a never-seen
-# model. The rows test the instruments: would they call two such models the same? Detach passes for a better reason, the
-# assertion above.
+# construction, and that is why it is the reference: a retrained model *is* a never-seen model. Its column tests the
+# instruments: would they call two such models the same? Detach passes for a better reason, the assertion above. Both
+# ascents cost knowledge that had nothing to do with the source: plain ascent half of the facts that stay.
 #
 # The usual test of relearning is speed on the *same* rows. Would it have caught the ascent?
 
 # %%
 show_evidence("D8", [f"{a}: loss after 8 steps of relearning, arm - never seen" for a in ("nothing", "ascent",
-                     "ascent-audit", "detach")] + ["ascent-audit: other canaries, jogged - before"])
+                     "ascent-audit", "detach")], claim=False)
+for arm in ("never", "nothing", "ascent", "ascent-audit", "detach"):
+    print(f"{arm:13} loss on the rows shown again:",
+          " -> ".join(f"{np.mean(column(f'{arm}.loss_{m}')):.1f}" for m in marks))
 
 # %% [markdown]
-# Plain ascent is ahead of never-seen, so yes. Ascent-audit is *behind* it: its weights were pushed so far that the same
-# rows take longer. Judged by that speed alone it forgot better than never having seen. The other canaries tell.
+# Plain ascent relearns faster than never-seen: its interval excludes 0, though not the margin of 0.30. Ascent-audit looks
+# *slow* after 8 steps, but only because it starts so high; by step 24 it has caught up. One number, read at one step,
+# would call it better forgotten than never seen. The other canaries tell.
 #
-# Membership needs its sign read. Under ascent-audit the members' losses end *above* those of fresh posts: an AUC below
-# one half tells who was in as surely as one above.
+# Membership needs its sign read. Under ascent-audit the members' losses end *above* those of fresh posts: an AUC of
+# 0.4 tells who was in as surely as one of 0.6.
 
 # %%
 for arm in ("never", "nothing", "ascent", "ascent-audit", "finetune", "shards"):
@@ -583,7 +612,8 @@ for arm in ("never", "nothing", "ascent", "ascent-audit", "finetune", "shards"):
 
 # %%
 show_evidence("D8", [f"{a}: removal" for a in ("retrain", "ascent", "ascent-audit", "finetune", "shards", "detach")]
-              + ["shards: first training", "one model: first training", "shards before the notice: facts that stay"])
+              + ["shards: first training", "one model: first training", "shards before the notice: facts that stay",
+                 "adapter on: facts of the source", "adapter on: facts that stay"], claim=False)
 
 # %%
 fig, ax = plt.subplots(figsize=(7.2, 3.8))
@@ -602,8 +632,9 @@ print(f"a shard costs {100 * np.mean(column('shards.cpu_s')) / np.mean(column('r
       f"training of all shards {np.mean(column('shards.upfront_cpu_s')) / np.mean(column('full.cpu_s')):.1f} times one model")
 
 # %% [markdown]
-# The cheap arms that pass were *built* for removal before anyone asked. Shards pay at once instead, in first training
-# and in what each shard never sees. What would two years of notices cost? Notices arrive at random (Poisson), each hits
+# The cheap arms that come back to never-seen were *built* for removal before anyone asked, and they pay at once: shards in
+# first training and in what each shard never sees, the adapter in facts of the source that it never learned (the model in
+# production knows them all). What would two years of notices cost? Notices arrive at random (Poisson), each hits
 # a random source, and those of one month are answered by one rebuild. Simulation first, closed form as its judge.
 
 # %%
@@ -632,24 +663,28 @@ fig, ax = plt.subplots(figsize=(7.2, 3.6))
 for (name, (n, cost)), (colour, marker, line, _) in zip(cpu.items(), SERIES):
     ax.plot(rates, [notices(x, 24, n, cost) for x in rates], color=colour, marker=marker, linestyle=line, label=name)
 ax.plot(rates, [notices(x, 24, 1, np.mean(column("detach.cpu_s"))) for x in rates], color="#606060", linestyle=":",
-        label="adapters (a fraction of a second)")
+        label="adapters, if every notice hits one")
 ax.set(xscale="log", xticks=rates, xlabel="notices a month", ylabel="expected CPU seconds", title="24 months of notices")
 ax.set_xticks(rates, [f"{x:g}" for x in rates])
 ax.minorticks_off()
 ax.legend()
 finish(fig, "Closed form over measured seconds of one rebuild; lines have no interval (the measured effects are below).",
-       "people, reviews, rollout, a source that spans shards")
+       "first training, people, rollout, a source that spans shards, a notice that hits the base")
 
 # %%
-show_evidence("D8", ["24 months, 1 notice a month: one model - shards", "24 months, 1 notice a month: one model - adapters"])
+show_evidence("D8", ["24 months, 1 notice a month: one model - shards",
+                     "24 months, 1 notice a month: one model - adapters"], claim=False)
 fine = np.geomspace(0.1, 16, 400)
-gain = [notices(x, 24, 1, cpu["one model"][1]) - notices(x, 24, 4, cpu["4 shards"][1]) for x in fine]
-print(f"shards are cheaper below {max([x for x, g in zip(fine, gain) if g > 0], default=0):.1f} notices a month")
+gain = np.array([notices(x, 24, 1, cpu["one model"][1]) - notices(x, 24, 4, cpu["4 shards"][1]) for x in fine])
+extra = np.mean(column("shards.upfront_cpu_s")) - np.mean(column("full.cpu_s"))
+print(f"rebuilds alone: shards are cheaper below {fine[gain > 0].max():.1f} notices a month")
+pays = fine[gain > extra]
+print(f"with their first training, {extra:.0f} s more: between {pays.min():.1f} and {pays.max():.1f}")
 
 # %% [markdown]
-# Sharding pays while notices are rare enough to hit one shard at a time. At many a month every shard is rebuilt every
-# month, and four small trainings cost more than the one large one. Before that, shards cost twice as much to train, and
-# know fewer of the facts that stay: the one measure they fail.
+# Sharding pays in a window. With fewer notices its dearer first training is never earned back; with many every shard is
+# rebuilt every month, and four small trainings cost more than the one large one. The edges are means, without interval.
+# And in the window, too, shards know fewer of the facts that stay: the one measure they fail.
 #
 # ## Break it on purpose
 #
@@ -691,10 +726,10 @@ print("4. audit at step 0, then a jog:", "; ".join(f"{arm} {v[0]} -> {v[-1]} bit
 # |---|---|---|
 # | loss on the source like never-seen, secrets still first | a mean hid them | exposure by secret |
 # | audit passes, nobody tried a jog | shallow forgetting | other canaries after relearning |
-# | AUC well under 0.5 | members pushed *down*: still recognisable | distance of AUC from 0.5, both ways |
+# | mean exposure blank, no group's is | errors cancel | exposure by repeats |
+# | AUC well under 0.5 | members pushed *down*: still recognisable | distance from 0.5, both ways |
 # | "no significant difference" | too few seeds | interval against a margin |
-# | "not recorded" in lineage | a stage without sources | its run card |
-# | proof complies, notice arrives all the same | the label was never true | evidence on file, audit of the green lane |
+# | proof complies, notice arrives all the same | the label was never true | evidence on file; ask the uploader |
 #
 # ## What technical evidence can you offer counsel?
 #
@@ -703,7 +738,7 @@ print("4. audit at step 0, then a jog:", "; ".join(f"{arm} {v[0]} -> {v[-1]} bit
 # %%
 LADDER = (("never read it", "lineage: does not hold, nothing unrecorded", "base, detach, retrain"),
           ("equivalent to never read it", "equivalence tests inside margins set beforehand", "the same arms"),
-          ("cannot be told by this audit", "exposure, membership at chance", "ascent-audit, until the jog"),
+          ("cannot be told by this audit", "mean exposure as if never seen", "ascent-audit, until the jog"),
           ("deleted from the files", "the data folder", "every arm: no evidence about the weights"))
 for claim_made, shown_by, arms in LADDER:
     print(f"{claim_made:30} shown by {shown_by:50} {arms}")
@@ -856,7 +891,8 @@ interview("05")
 # 2. A proof recomputes. It shows that a job kept its labels, never that the labels are true.
 # 3. A licence is a claim with dates. Lineage turns a notice into a list of checkpoints.
 # 4. A removal passes by equivalence with never-seen, on several measures, inside margins set before. Then jog it.
-# 5. Removal is cheap where it was designed in: an adapter comes off exactly; ascent hides, harms and comes back.
+# 5. Removal is cheap where it was designed in: an adapter comes off exactly. The ascents tried here hid, harmed, and what
+#    they hid came back in part.
 #
 # **Made:** the small models of D8 in the store. **Next:** `06_recipes_that_reproduce`: could you rebuild the clean model
 # from its card? And `10_adapters`, where the adapter gets a chapter of its own.
