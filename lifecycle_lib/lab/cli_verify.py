@@ -40,6 +40,8 @@ def cmd_verify(args: argparse.Namespace) -> int:
         print(rebuild.before_text(artifact, before, expected), flush=True)
     result = rebuild.verify(store, artifact, deep=args.deep, seed=args.seed, corpus=args.corpus, cfg=cfg)
     print(json.dumps(result, indent=2) if args.json else rebuild.after_text(result))
+    if not args.json:
+        print("PASS" if result["ok"] else f"FAILED: {'; '.join(rebuild.why_not(result))}")
     return 0 if result["ok"] else 1
 
 

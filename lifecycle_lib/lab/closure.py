@@ -55,7 +55,7 @@ def inside(bundle: Path, n_cases: int, deep: bool) -> dict[str, Any]:
     import lifecycle_lib
     from lifecycle_lib.core.seeds import one_thread
     from lifecycle_lib.lab import recipe
-    from lifecycle_lib.lab.rebuild import VerifyConfig, verify
+    from lifecycle_lib.lab.rebuild import VerifyConfig, verify, why_not
     one_thread()
     if not Path(lifecycle_lib.__file__).is_relative_to(bundle / "code"):
         raise ValueError("the clean room imported other code than the bundle's; its code/ is missing or broken")
@@ -64,9 +64,7 @@ def inside(bundle: Path, n_cases: int, deep: bool) -> dict[str, Any]:
     result = verify(store, artifact, deep=deep, corpus=corpus, cfg=VerifyConfig(n_cases=n_cases))
     result["missing"].pop("evaluation and prompts", None)  # the bundle has them in evals.json
     why = [f"built {result['rebuilt']} instead"] if result["rebuilt"] != result["artifact"] else []
-    why += [f"{m['what']} moved" for m in result["moved"] if m["kind"] == "recipe"]
-    why += [f"{result['expected']} was expected, and does not hold"] if result["expected"] not in result["held"] else []
-    why += [f"the card lacks {', '.join(fields)}" for fields in result["missing"].values()] + result["actuals_off"]
+    why += why_not(result)
     return result | {"ok": not why, "why": "; ".join(why) or "rebuilt"}
 
 

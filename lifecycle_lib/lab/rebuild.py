@@ -187,10 +187,19 @@ def verify(store: Store, artifact: Artifact, *, deep: bool = False, seed: int | 
                  "logits": logits_sum(lab, artifact) == logits_sum(lab, again)}
         agreement = compare(report_of(lab, artifact), report_of(lab, again), cfg)
     levels = held(all(exact.values()), agreement)
-    ok = not before["missing"] and not before["actuals_off"] and expected in levels
-    return {"artifact": f"{artifact.name}-{artifact.fingerprint}", "rebuilt": f"{again.name}-{again.fingerprint}",
-            "deep": deep, "seed": seed, **before, "moved": [asdict(m) for m in before["moved"]],
-            "expected": expected, "exact": exact, "agreement": agreement, "held": levels, "ok": ok}
+    result = {"artifact": f"{artifact.name}-{artifact.fingerprint}", "rebuilt": f"{again.name}-{again.fingerprint}",
+              "deep": deep, "seed": seed, **before, "moved": [asdict(m) for m in before["moved"]],
+              "expected": expected, "exact": exact, "agreement": agreement, "held": levels}
+    return result | {"ok": not why_not(result)}
+
+
+def why_not(result: Mapping[str, Any]) -> list[str]:
+    """Every reason why a result of `verify` is not ok, for a person; [] if it is."""
+    why = [f"{m['what']} moved" for m in result["moved"] if m["kind"] == "recipe"]
+    if not why and result["expected"] not in result["held"]:
+        why.append(f"{result['expected']} was expected, and does not hold")
+    why += [f"the card lacks {', '.join(fields)}" for fields in result["missing"].values()]
+    return why + result["actuals_off"]
 
 
 def before_text(artifact: Artifact, before: Mapping[str, Any], expected: str) -> str:

@@ -61,8 +61,16 @@ def freeze(store: Store, artifact: Artifact, folder: str | Path, *, corpus: str 
     if moved := runcard.recipe_moves(artifact.card, planned):
         raise ValueError(f"{artifact.name}-{artifact.fingerprint}: {moved[0]}; the present code would build something "
                          "else, so a bundle of both would be a lie: make the artifact again, or go back to its code")
-    lineage = [*ancestors, artifact]
-    _copy(folder, lineage, corpus)
+    try:
+        return _write_bundle(folder, artifact, ancestors, planned, corpus, n_cases)
+    except BaseException:  # Ctrl-C too: half a bundle would only be in the way of the next
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_bundle(folder: Path, artifact: Artifact, ancestors: Sequence[Artifact], planned: Mapping[str, Any],
+                  corpus: str | Path | None, n_cases: int) -> dict[str, Any]:
+    _copy(folder, [*ancestors, artifact], corpus)
     card = artifact.card
     write_json(folder / "recipe.json", {
         "artifact": f"{artifact.name}-{artifact.fingerprint}", "config_fingerprint": card["config_fingerprint"],
@@ -124,7 +132,8 @@ def check(folder: str | Path, store: Store | None = None) -> dict[str, list[str]
     """What moved, by part (config, manifest, evals, baseline): [] for a part that stands still.
 
     A file changed in the bundle counts for its part; so does present code or data that differs from what was frozen.
-    With `store`, the checkpoint there must still have the frozen weights. Raises ValueError for what is no bundle."""
+    With `store`, the checkpoint must be there, undamaged, with the frozen weights. Raises ValueError for what is no
+    bundle."""
     folder = Path(folder)
     moved: dict[str, list[str]] = {part: [] for part in PARTS}
     manifest = read_manifest(folder)
@@ -155,9 +164,13 @@ def _against_present(folder: Path, store: Store | None, moved: dict[str, list[st
     if evals.eval_fingerprint(evals.frozen_cases(scored["n_cases"])) != scored["eval_fingerprint"]:
         moved["evals"].append("the frozen evaluation has other cases")
     moved["evals"] += _code_moves(scored["code"], sums_of(SCORING))
-    named = [a for a in store.list() if a.fingerprint == artifact.fingerprint] if store else []
-    if named and rebuild.weights_sum(named[0]) != contents["baseline.json"]["weights"]:
-        moved["baseline"].append(f"{artifact.name}-{artifact.fingerprint} has other weights in {store.root.name}")
+    if store:
+        named = [a for a in store.list() if a.fingerprint == artifact.fingerprint]
+        if not named or (damage := store.verify(named[0])):
+            moved["baseline"].append(damage[0] if named else f"{artifact.name}-{artifact.fingerprint} is not in "
+                                     f"{store.root.name}")
+        elif rebuild.weights_sum(named[0]) != contents["baseline.json"]["weights"]:
+            moved["baseline"].append(f"{artifact.name}-{artifact.fingerprint} has other weights in {store.root.name}")
     return moved
 
 

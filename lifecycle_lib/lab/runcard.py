@@ -105,11 +105,14 @@ def lab_of(card: Mapping[str, Any], ancestors: Sequence[Artifact], store: Store,
     if name not in STAGES:
         raise ValueError(f"{where}: no stage of the graph; give one of {', '.join(STAGES)}")
     cards = [a.card for a in ancestors] + [card]
-    if files := [name for c in cards for name, _ in c.get("data") or [] if corpus is None]:
-        raise ValueError(f"{where}: was made from the data file {files[0]}; give that file with --corpus")
     if any("public" in c["config"] for c in cards):
         raise ValueError(f"{where}: descends from a public checkpoint, whose files are not in the store; rebuild it "
                          "with: lifecycle run --base FOLDER")
+    files = [name for c in cards for name, _ in c.get("data") or []]
+    if files and corpus is None:
+        raise ValueError(f"{where}: was made from the data file {files[0]}; give that file with --corpus")
+    if corpus is not None and not files:
+        raise ValueError(f"{where}: was made from no data file, so {corpus} has no part in it; leave --corpus out")
     profile = start or laptop()
     for c in cards:  # the card last: its own fields win
         fields = FIELDS.get(c["name"], ())

@@ -26,6 +26,9 @@ def test_verify_says_what_to_expect_before_what_it_found(root, capsys):
     assert cli.main(["verify", "dpo", "--store", root, "--cases", "48"]) == 0
     out = capsys.readouterr().out
     assert out.index("expect: exact") < out.index("weights equal, logits equal") < out.index("holds: exact")
+    assert out.endswith("PASS\n")
+    assert cli.main(["verify", "sft", "--store", root, "--cases", "16"]) == 1  # nobody evaluated it
+    assert capsys.readouterr().out.endswith("FAILED: the card lacks a report of its evaluation\n")
 
 
 def test_verify_json_by_prefix_and_exit_1_for_a_missing_field(root, capsys):
@@ -37,7 +40,8 @@ def test_verify_json_by_prefix_and_exit_1_for_a_missing_field(root, capsys):
 
 @pytest.mark.parametrize("argv", [
     ["verify", "nosuch"], ["verify", "tokenizer"], ["verify", "dpo", "--cases", "1"], ["verify", "dpo", "--seed", "-1"],
-    ["verify", "dpo", "--margin", "0"], ["closure", "check", "dpo", "--budget-s", "0"], ["recipe", "check", "nosuch"],
+    ["verify", "dpo", "--margin", "0"], ["verify", "dpo", "--corpus", "none.txt"],
+    ["closure", "check", "dpo", "--budget-s", "0"], ["recipe", "check", "nosuch"],
     ["recipe", "diary", "--name", "nosuch"]])
 def test_bad_input_is_one_line_and_status_2(root, argv, capsys):
     where = [] if argv[:2] == ["recipe", "check"] else ["--store", root]

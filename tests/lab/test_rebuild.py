@@ -119,6 +119,14 @@ def test_all_nine_groups_are_asked_for(store):
     assert found["evaluation and prompts"]  # nobody evaluated it, as far as this call knows
 
 
+def test_a_public_checkpoint_is_not_asked_for_as_a_corpus(store):
+    """Its files stand under `data` in the card, as a corpus would."""
+    broken = with_card(pick(store, "dpo"), lambda c: c.update(data=[["model.safetensors", "0"]],
+                                                             config=c["config"] | {"public": "some"}))
+    with pytest.raises(ValueError, match="lifecycle run --base FOLDER"):
+        preflight(store, broken)
+
+
 @pytest.mark.parametrize("field", ["seed", "beta"])
 def test_a_card_that_cannot_be_rebuilt_says_which_field(store, field):
     broken = with_card(pick(store, "dpo"), lambda c: c["config"].pop(field))

@@ -85,6 +85,19 @@ def test_other_weights_in_the_store_are_a_moved_baseline(bundle, monkeypatch):
     assert still(moved) == ["baseline"]
 
 
+def test_a_damaged_or_missing_checkpoint_is_a_moved_baseline(bundle, tmp_path):
+    """The card alone would say that nothing happened."""
+    other = Store(tmp_path / "other")
+    assert "is not in other" in check(bundle, other)["baseline"][0]
+    made = pick(chain(), "dpo")
+    copy = Path(shutil.copytree(made.path, other.root / made.path.name)) / "model.safetensors"
+    assert still(check(bundle, other)) == []
+    raw = bytearray(copy.read_bytes())
+    raw[-1] ^= 1
+    copy.write_bytes(raw)
+    assert "its bytes changed" in check(bundle, other)["baseline"][0]
+
+
 def test_freeze_refuses_a_used_folder_and_a_moved_recipe(tmp_path, monkeypatch):
     store = chain()
     (tmp_path / "used").mkdir()
@@ -93,6 +106,17 @@ def test_freeze_refuses_a_used_folder_and_a_moved_recipe(tmp_path, monkeypatch):
         freeze(store, pick(store, "dpo"), tmp_path / "used")
     monkeypatch.setattr(recipe.runcard, "code_fingerprint", lambda modules: "0" * 64)
     with pytest.raises(ValueError, match="would build something else"):
+        freeze(store, pick(store, "dpo"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_stopped_freeze_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    store = chain()
+
+    def stop(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(recipe, "baseline", stop)
+    with pytest.raises(KeyboardInterrupt):
         freeze(store, pick(store, "dpo"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
