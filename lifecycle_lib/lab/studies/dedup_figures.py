@@ -62,6 +62,7 @@ def trade_figure(evidence: Mapping) -> Figure:
             places.append((x["estimate"], y["estimate"], [arm]))
     for x, y, arms in places:
         names = ", ".join(arm.replace("off", "no filter").replace(" ", "\u00a0") for arm in arms)  # break between arms
-        ax.annotate(textwrap.fill(names, 18), (x, y), xytext=(8, 5), textcoords="offset points", fontsize=9)
+        ax.annotate(textwrap.fill(names, 27), (x, y), xytext=(8, 0 if len(arms) > 1 else 5), fontsize=9,
+                    textcoords="offset points", va="center" if len(arms) > 1 else "bottom")
     ax.set(xlabel="pages completed word for word (%)", ylabel="REVERSAL right (%)", xlim=(-5, 118), ylim=(-4, 104))
     return _finish(fig, _facts(evidence), SCOPE)
