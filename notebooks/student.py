@@ -1,4 +1,5 @@
-"""A learner's copies of the notebooks: solutions and hidden tests taken out, everything else as it stands.
+"""A learner's copies of the notebooks: solutions, hidden tests and outputs taken out (a prediction comes before its
+result), everything else as it stands.
 
     python notebooks/student.py FOLDER    write FOLDER/NN_topic.ipynb for each notebook; a copy that is there is kept
 
@@ -29,13 +30,12 @@ def student_source(source: str) -> str:
 
 
 def student_notebook(notebook: dict) -> dict:
-    """The notebook with student cells; the outputs of a changed cell go, they would show the answer."""
+    """The notebook with student cells and no outputs: they would show the answers, and what is to be predicted."""
     copy = json.loads(json.dumps(notebook))
+    copy["metadata"].pop("widgets", None)
     for cell in copy["cells"]:
-        source = "".join(cell["source"])
-        text = student_source(source)
-        if text != source:
-            cell["source"] = text
+        cell["source"] = student_source("".join(cell["source"]))
+        if cell["cell_type"] == "code":
             cell.update(outputs=[], execution_count=None)
     return copy
 

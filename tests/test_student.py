@@ -43,6 +43,7 @@ def test_every_notebook_has_exercises_and_its_copy_no_answers(tmp_path):
         assert "BEGIN SOLUTION" in original and "BEGIN SOLUTION" not in copy and "HIDDEN TESTS" not in copy
         assert "raise NotImplementedError" in copy
         assert len(json.loads(original)["cells"]) == len(json.loads(copy)["cells"])
+        assert not any(cell.get("outputs") for cell in json.loads(copy)["cells"])  # nothing to peek at
     mine = tmp_path / path.name
     mine.write_text("my work")
     student.main(tmp_path)

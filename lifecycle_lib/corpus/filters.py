@@ -20,8 +20,8 @@ from lifecycle_lib.core.fingerprints import fingerprint
 VERDICTS = ("admit", "accept_with_risk", "quarantine", "reject")
 """From the mildest to the strictest: the strictest reason decides."""
 DEFAULT_VERDICTS = {
-    "no_licence": "quarantine", "no_source": "quarantine", "unseen_source": "quarantine", "eval_only": "reject",
-    "no_capture_date": "accept_with_risk",
+    "no_licence": "quarantine", "licence_not_spdx": "quarantine", "no_source": "quarantine",
+    "unseen_source": "quarantine", "eval_only": "reject", "no_capture_date": "accept_with_risk",
     "too_short": "reject", "too_long": "reject", "mojibake": "quarantine", "symbol_heavy": "reject",
     "repetitive": "reject", "shuffled": "quarantine", "spam": "reject", "maybe_spam": "quarantine",
     "boilerplate": "reject", "abuse": "quarantine", "exploit": "quarantine",

@@ -4,8 +4,8 @@
 
 A row ends as admit, accept_with_risk (kept, and counted as a risk), quarantine or reject, with the reason, what was
 measured and the version of the rules. A row without a licence or a source is quarantined, whatever the rules say, and
-so is one whose log (corpus/rows) says that its text, licence or source was changed behind its back. A
-quarantined or rejected row goes no further: it can never be the copy that another row is thrown out for, so a text is
+so is one whose log (corpus/rows) says that its text, licence or source was changed behind its back. One whose licence
+is no SPDX expression is quarantined unless the rules say otherwise. A quarantined or rejected row goes no further: it can never be the copy that another row is thrown out for, so a text is
 remembered only once personal data was looked for in it, and near copies come last. `truth` is never read.
 
 A run writes kept.jsonl, quarantine.jsonl, decisions.jsonl (one line for every input line) and, last, manifest.json,
@@ -15,7 +15,7 @@ result, and an interrupted run starts over. Memory is bounded: one row, the tabl
 MB per million rows each), counts for the first 10,000 names of a field, and, if near copies are searched, what
 corpus/near_index needs (measured: 90 MB, and 170 MB per million rows); the rows wait on the disk meanwhile.
 
-Left out: rights beyond "is there a licence" (see corpus/licences) and evaluation sets in the text (see
+Left out: what a licence permits (see corpus/rights) and evaluation sets in the text (see
 corpus/contamination).
 """
 
@@ -36,6 +36,7 @@ from lifecycle_lib.core.progress import bar
 from lifecycle_lib.core.records import write_json
 from lifecycle_lib.corpus import dedupe, privacy
 from lifecycle_lib.corpus.filters import VERDICTS, Ruleset, apply_filters
+from lifecycle_lib.corpus.licences import policy
 from lifecycle_lib.corpus.manifest import FIELDS, KEPT, Seen, Tally, check_accounting, facts_of, manifest_hash
 from lifecycle_lib.corpus.minhash import MinHash
 from lifecycle_lib.corpus.near_index import JsonlTexts, near_clusters
@@ -211,7 +212,10 @@ def _judge_one(line: Line, texts: FirstSeen, config: GateConfig) -> None:
     row, verdict = line.row, config.ruleset.verdict
     for name in ("licence", "source"):
         if not says(row, name):
-            line.hit("rights", f"no_{name}", verdict(f"no_{name}"), found=row.get(name))
+            hint = {"instead": '"license": spell it "licence"'} if name == "licence" and "license" in row else {}
+            line.hit("rights", f"no_{name}", verdict(f"no_{name}"), found=row.get(name), **hint)
+    if (stated := says(row, "licence")) and (read := policy().parse(stated)).expression == "NOASSERTION":
+        line.hit("rights", "licence_not_spdx", verdict("licence_not_spdx"), found=stated, message=read.problem)
     if row.get("role") == "red-team":
         line.hit("rights", "eval_only", verdict("eval_only"))
     try:

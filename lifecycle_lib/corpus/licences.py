@@ -164,6 +164,9 @@ class Policy:
             return Licence(text, "NOASSERTION", UNKNOWN, f"{len(text)} characters, more than {MAX_CHARACTERS}")
         try:
             tree = _spdx().parse(text)
+            # "MIT or so" is a sentence: with a word in it that is no licence, no branch of an OR may be chosen
+            if foreign := [key for key in _spdx().unknown_license_keys(tree) if not key.startswith("LicenseRef-")]:
+                return Licence(text, "NOASSERTION", UNKNOWN, f"{', '.join(foreign)}: no SPDX id and no LicenseRef-NAME")
             terms, problems = self._terms(tree)
         except (spdx.ExpressionError, spdx.ParseError) as error:
             return Licence(text, "NOASSERTION", UNKNOWN, f"not an SPDX expression ({' '.join(str(error).split())})")

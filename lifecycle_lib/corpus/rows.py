@@ -143,6 +143,9 @@ def _lines(file: Any, path: Path, max_bytes: int, on_bytes: Callable[[bytes], ob
     for magic, what in _PACKED.items():
         if first.startswith(magic):
             raise ValueError(f"{path}: not UTF-8 text but {what} first")
+    if path.suffix.lower() in (".csv", ".tsv") and first.lstrip()[:1] != b"{":
+        raise ValueError(f"{path}: this is {path.suffix[1:].upper()}; write it as JSONL first, one "
+                         '{"id", "text", "source", "licence"} a line')
     file.seek(0)
     while line := file.readline(max_bytes + 1):
         tell(line)

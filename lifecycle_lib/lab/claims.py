@@ -122,8 +122,9 @@ def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path 
     for row in rows:
         value, low, high = (in_unit(row[k], row["unit"].split(" of ")[0], 1) for k in ("estimate", "low", "high"))
         print(f"  {row['name']:<{width}}  {value:>12}  [{low}, {high}]")
-    print(f"{evidence['interval']}; {len(evidence['seeds'])} seeds, {evidence['n_cases']:,} "
-          f"{evidence.get('items', 'frozen cases')} a seed")
+    n, items = f"{evidence['n_cases']:,}", evidence.get("items", "frozen cases")
+    scored = f"{n} {items} a seed" if items == "frozen cases" else f"each scored on {n} {items}"
+    print(f"{evidence['interval']}; {len(evidence['seeds'])} seeds, {scored}")
 
 
 def evidence_figure(name: str, effects: Sequence[str] | None = None, title: str = "", folder: Path = RESULTS,

@@ -29,10 +29,12 @@ def cmd_gate(args: argparse.Namespace) -> int:
         from lifecycle_lib.lab.data_board import write_board
 
         say(write_board(args.out))
-    if {"no_licence", "no_source"} & set(manifest["counts"]["reason"]):
+    if {"no_licence", "no_source", "licence_not_spdx"} & set(manifest["counts"]["reason"]):
         say('a row is kept only with a "licence" (SPDX) and a "source": find them out, add them, and gate again')
+    if "no_capture_date" in manifest["counts"]["reason"]:
+        say('add "captured" (YYYY-MM-DD) to a row and it is admitted without risk: rights are dated')
     if not manifest["counts"]["kept"]:
-        say("nothing was kept: see the reasons above, or: lifecycle data explain FOLDER line:1")
+        say(f"nothing was kept: see the reasons above, or: lifecycle data explain {args.out} line:1")
     return 1 if lost or not manifest["counts"]["kept"] else 0
 
 

@@ -215,6 +215,8 @@ def run(name: str, seeds: Sequence[int], out: Path, profile: str = "laptop", roo
     Raises ValueError for an unknown name or fewer than 2 seeds."""
     if name not in DESIGNS:
         raise ValueError(f"evidence {name!r} is unknown; use one of {', '.join(DESIGNS)}")
+    if profile not in PROFILES:
+        raise ValueError(f"profile {profile!r} is unknown; use one of {', '.join(PROFILES)}")
     if len(set(seeds)) < 2:
         raise ValueError(f"seeds {list(seeds)}: an interval over seeds needs at least 2 different ones")
     design, start = DESIGNS[name], time.perf_counter()

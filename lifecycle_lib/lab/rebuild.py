@@ -14,6 +14,7 @@ Left out: more than one rebuild (the interval over rebuilds is a study: see lab/
 """
 
 import hashlib
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -54,17 +55,12 @@ class VerifyConfig:
 
 
 def pick(store: Store, wanted: str) -> Artifact:
-    """The artifact whose fingerprint starts with `wanted`, or the only one of that name.
-
-    Raises ValueError when there is none, or several of the name."""
+    """The artifact whose fingerprint starts with `wanted`, or the newest of that name (said on stderr if it has
+    namesakes). Raises ValueError when there is none."""
     named = [a for a in store.list() if a.name == wanted]
-    if len(named) == 1:
-        return store.find(named[0].fingerprint)
-    if named:
-        some = ", ".join(f"{a.fingerprint} (seed {a.card['config'].get('seed')})" for a in named[-4:])
-        raise ValueError(f"{wanted!r}: {len(named)} artifacts have that name, the newest are {some}; "
-                         "give the fingerprint")
-    return store.find(wanted)
+    if len(named) > 1:
+        print(f"{wanted}: the newest of {len(named)} of that name, {named[-1].fingerprint}", file=sys.stderr)
+    return store.find(named[-1].fingerprint if named else wanted)
 
 
 def has_report(store: Store, artifact: Artifact) -> bool:

@@ -381,3 +381,23 @@ def test_counts_of_many_names_are_bounded(tmp_path, monkeypatch):
     manifest, _ = gated(tmp_path, [row(i, source=f"s{i}") for i in range(9)])
     assert {k: sum(v.values()) for k, v in manifest["by"]["source"].items()} == {"s0": 1, "s1": 1, "s2": 1,
                                                                                  "(others)": 6}
+
+
+@pytest.mark.parametrize("said, reason", [("CC BY 4.0", "licence_not_spdx"), ("MIT or so", "licence_not_spdx"),
+                                          ("mit", None), ("LicenseRef-partner", None), ("MIT OR CC0-1.0", None)])
+def test_a_licence_that_is_no_spdx_expression_is_set_aside(tmp_path, said, reason):
+    manifest, _ = gated(tmp_path, [row(1), row(2, licence=said)])
+    assert manifest["counts"]["reason"].get("licence_not_spdx", 0) == (reason is not None)
+
+
+def test_the_american_spelling_is_pointed_at(tmp_path):
+    american = {k: v for k, v in row(2).items() if k != "licence"} | {"license": "MIT"}
+    gated(tmp_path, [row(1), american])
+    [_, second] = read_jsonl(tmp_path / "out" / "decisions.jsonl")
+    assert "spell it" in json.dumps(second)
+
+
+def test_a_csv_is_refused_by_name(tmp_path):
+    (tmp_path / "in.csv").write_text("text,category\nhello,a\n")
+    with pytest.raises(ValueError, match="this is CSV; write it as JSONL first"):
+        run_gate(tmp_path / "in.csv", tmp_path / "out")

@@ -150,3 +150,10 @@ def test_the_47_licence_texts_of_the_real_data_are_all_in_the_table(real_data):
     ids = [row["id"] for row in read_jsonl(real_data / "corpora" / "licenses.jsonl")]
     assert len(ids) == 47
     assert [name for name in ids if policy().parse(name).problem] == []
+
+
+@pytest.mark.parametrize("sentence", ["MIT or so", "MIT OR Foo-1.0", "cc by 4.0 or MIT", "CC0-1.0 or unknown"])
+def test_a_sentence_with_or_in_it_offers_no_choice(sentence):
+    found = policy().parse(sentence)
+    assert found.terms == UNKNOWN and found.problem
+    assert policy().parse("MIT OR LicenseRef-partner").terms != UNKNOWN  # a real choice stays one

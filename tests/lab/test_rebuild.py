@@ -147,12 +147,13 @@ def test_pick(store):
         pick(store, "nosuch")
 
 
-def test_pick_asks_back_when_a_name_is_shared(tmp_path):
+def test_pick_takes_the_newest_of_a_name_and_says_so(tmp_path, capsys):
     shared = Store(tmp_path / "two")
     for seed in (0, 1):
-        shared.get_or_make("dpo", {"seed": seed}, {}, lambda folder: {"x": 1})
-    with pytest.raises(ValueError, match="2 artifacts have that name"):
-        pick(shared, "dpo")
+        last = shared.get_or_make("dpo", {"seed": seed}, {}, lambda folder: {"x": 1})
+    assert pick(shared, "dpo") == last and "the newest of 2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="matches nothing"):
+        pick(shared, "ffff")
 
 
 def test_no_stage_no_rebuild(store):
