@@ -250,7 +250,7 @@ for run_number in (1, 2):
           f"stable {hashlib.sha256(str(stable).encode()).hexdigest()[:8]}, first batches {order[:6]}")
 
 # %%
-arrival = raced(1)
+arrival = next(order for order in map(raced, range(1, 99)) if order != sorted(order))  # 8 steps can be lucky
 
 
 def backward_shards(own, batch):
