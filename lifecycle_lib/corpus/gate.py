@@ -5,8 +5,9 @@
 A row ends as admit, accept_with_risk (kept, and counted as a risk), quarantine or reject, with the reason, what was
 measured and the version of the rules. A row without a licence or a source is quarantined, whatever the rules say, and
 so is one whose log (corpus/rows) says that its text, licence or source was changed behind its back. One whose licence
-is no SPDX expression is quarantined unless the rules say otherwise. A quarantined or rejected row goes no further: it can never be the copy that another row is thrown out for, so a text is
-remembered only once personal data was looked for in it, and near copies come last. `truth` is never read.
+is no SPDX expression is quarantined unless the rules say otherwise. A quarantined or rejected row goes no further: it
+can never be the copy that another row is thrown out for, so a text is remembered only once personal data was looked for
+in it, and near copies come last. `truth` is never read.
 
 A run writes kept.jsonl, quarantine.jsonl, decisions.jsonl (one line for every input line) and, last, manifest.json,
 whose hash covers the input's bytes, the configuration, the counts and the other files: same input and configuration,
