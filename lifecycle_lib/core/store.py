@@ -18,9 +18,7 @@ accidents, not an author who rewrites files and card together.
 """
 
 import contextlib
-import importlib.metadata
 import os
-import platform
 import re
 import shutil
 import sys
@@ -43,7 +41,7 @@ from lifecycle_lib.core.fingerprints import (
     fingerprint,
     plain,
 )
-from lifecycle_lib.core.hardware import hardware
+from lifecycle_lib.core.hardware import hardware, versions
 from lifecycle_lib.core.records import read_json, write_json
 from lifecycle_lib.core.seeds import peak_memory_bytes
 
@@ -194,7 +192,7 @@ class Store:
         if not files and not extra:
             raise ValueError(f"{path.name}: make left no file and returned nothing; write into the folder it is given")
         card = identity | {
-            "fingerprint": fingerprint(identity), "config": config, "versions": _versions(), "device": None,
+            "fingerprint": fingerprint(identity), "config": config, "versions": versions(), "device": None,
             "hardware": hardware(), "peak_memory_bytes": peak_memory_bytes(),
             "created": datetime.now(UTC).isoformat(), "files": files,
         } | clock | extra
@@ -346,16 +344,6 @@ def _make_root(root: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"store root {root}: cannot be written ({error.strerror}); {fix}") from error
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "transformers"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
 
 
 def _delete(path: Path) -> None:

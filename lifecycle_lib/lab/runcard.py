@@ -8,8 +8,6 @@ by an ancestor's card (an int8 checkpoint has its tokenizer from the model it pa
 is known before an hour is spent on a rebuild.
 """
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from lifecycle_lib.core.fingerprints import code_fingerprint, data_hashes, fingerprint
-from lifecycle_lib.core.hardware import hardware
+from lifecycle_lib.core.hardware import hardware, versions
 from lifecycle_lib.core.store import Artifact, Store
 from lifecycle_lib.lab.profiles import Profile, laptop
 from lifecycle_lib.lab.stages import QUANTISATION, STAGES, Lab
@@ -56,17 +54,6 @@ def missing_fields(card: Mapping[str, Any], ancestors: Sequence[Mapping[str, Any
     fit = f"config.{'pretrain' if card.get('name') == 'base' else card.get('name')}.checkpoint_every"
     found["cadence"] = [f for f in (fit, "steps", "actual") if not has(card, f)] if trains else []
     found["evaluation and prompts"] = [] if evaluated else ["a report of its evaluation"]
-    return found
-
-
-def versions() -> dict[str, str | None]:
-    """The versions that the cards record, here and now."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "transformers"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
     return found
 
 
