@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lifecycle_lib.lab import cli_audit, cli_data, cli_rights, cli_verify
+from lifecycle_lib.lab import cli_audit, cli_clinic, cli_data, cli_rights, cli_verify
 
 RESUME = "lifecycle: stopped; the same command goes on from where it was"
 STOPPED = "lifecycle: stopped; no result was written, the same command starts over"
@@ -165,6 +165,7 @@ def make_parser() -> Parser:
     for module in (cli_data, cli_rights, cli_audit):
         module.register(data_commands)
     cli_verify.register(commands)
+    cli_clinic.register(commands)
     return parser
 
 

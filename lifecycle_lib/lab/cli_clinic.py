@@ -1,0 +1,51 @@
+"""`lifecycle clinic`: the debugging clinic on the command line. Exit status 1 for a wrong diagnosis."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def register(commands: "argparse._SubParsersAction") -> None:
+    text = "fifteen broken runs: read the chart, order tests, name the cause"
+    sub = commands.add_parser("clinic", help=text, description=text, allow_abbrev=False)
+    sub.add_argument("patient", nargs="?", help="1 to 15; without it, the waiting room and your points")
+    sub.add_argument("--test", metavar="NAME", help="order a test (costs a point); its name, or the start of it")
+    sub.add_argument("--cause", metavar="NAME", help="your diagnosis")
+    sub.add_argument("--book", default=None, help="the case book (default: clinic.json in the store)")
+    sub.set_defaults(function=cmd_clinic)
+
+
+def cmd_clinic(args: argparse.Namespace) -> int:
+    os.environ.setdefault("LIFECYCLE_QUIET", "1")
+    from lifecycle_lib.lab import clinic
+
+    path = Path(args.book or Path(os.environ.get("LIFECYCLE_STORE") or "store") / "clinic.json")
+    book = clinic.read_book(path)
+    if args.patient is None:
+        if args.test or args.cause:
+            raise ValueError("--test and --cause need a patient: lifecycle clinic 3 --cause NAME")
+        for number, one in enumerate(clinic.PATIENTS, 1):
+            print(f"{number:3}  {_standing(book.get(str(number)))}  {one.complaint}")
+        print(f"{sum(e.get('points', 0) for e in book.values())} of {clinic.FULL_POINTS * len(clinic.PATIENTS)} points")
+        return 0
+    clinic.patient(args.patient)
+    number = int(args.patient)
+    if args.test:
+        names = [t for t in (*clinic.chart(number).tests, clinic.TWIN) if t.startswith(args.test)]
+        name = names[0] if len(names) == 1 else args.test
+        print(f"{name}: {clinic.order_test(number, name, book)}")
+    if args.cause:
+        right = clinic.show_verdict(number, args.cause, book)
+    if args.test or args.cause:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clinic.write_book(path, book)
+        return 0 if not args.cause or right else 1
+    clinic.show(number)
+    print("causes:", *(f"  {name:20} {text}" for name, text in sorted(clinic.CAUSES.items())), sep="\n")
+    return 0
+
+
+def _standing(entry: dict | None) -> str:
+    if not entry:
+        return "waiting     "
+    return f"solved, {entry['points']} pts" if "points" in entry else "under way   "
