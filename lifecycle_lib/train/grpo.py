@@ -3,9 +3,12 @@
 For each prompt draw a group of G answers, score each with a reward function, and use how much better than its
 group an answer did as its advantage: no value network. The policy gradient is PPO's clipped ratio per token.
 
-loss_type "grpo" averages tokens within an answer, then answers; "dapo" averages over all tokens of the batch;
-"dr_grpo" (Liu et al. 2025) divides by a constant length. The KL term uses the k3 estimator (Schulman 2020).
-The reward function is passed in: nothing here knows how an answer is judged.
+The published variants are options. loss_type: "grpo" averages tokens within an answer, then answers; "bnpo" and "dapo"
+average over all tokens of the batch (one and the same here, where a batch is never split); "dr_grpo" (Liu et al. 2025)
+divides by a constant length. scale: by the group's std ("group" sample, "population" as numpy's default), by the
+batch's, or not at all (Dr. GRPO). ratio_level: one a token, or one a sequence (GSPO, Zheng et al. 2025). clip_high over
+clip_low is DAPO's clip-higher. The KL term: k1, k2 or k3 (Schulman 2020, "Approximating KL divergence").
+The reward function is passed in: nothing here knows how an answer is judged. Left out: CISPO, SAPO, entropy bonuses.
 
 Shapes: B answers (groups of G, one after another), T answer tokens.
 """
@@ -25,6 +28,14 @@ from lifecycle_lib.model.tokenizer import Tokenizer
 from lifecycle_lib.train.logprobs import Rows, shared_rows, token_logps
 
 RewardFn = Callable[[Sequence[str], Sequence[Case]], Sequence[float]]
+CHOICES = {"loss_type": ("grpo", "bnpo", "dapo", "dr_grpo"), "scale": ("group", "population", "batch", "none"),
+           "ratio_level": ("token", "sequence"), "kl_kind": ("k1", "k2", "k3")}
+
+
+def check_choice(name: str, value: str) -> None:
+    """ValueError unless `value` is one of the published variants of `name`."""
+    if value not in CHOICES[name]:
+        raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, CHOICES[name]))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +51,15 @@ class GRPOConfig:
     beta: float = 0.0
     loss_type: str = "dapo"
     scale: str = "group"
+    ratio_level: str = "token"
+    kl_kind: str = "k3"
 
     def __post_init__(self) -> None:
         if self.n_prompts < 1 or self.group_size < 2:
             raise ValueError(f"n_prompts={self.n_prompts}, group_size={self.group_size}: "
                              "a group needs at least 2 answers")
-        if self.loss_type not in ("grpo", "dapo", "dr_grpo"):
-            raise ValueError(f"loss_type={self.loss_type!r} is unknown; use 'grpo', 'dapo' or 'dr_grpo'")
-        if self.scale not in ("group", "none"):
-            raise ValueError(f"scale={self.scale!r} is unknown; use 'group' or 'none'")
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta={self.beta} must be 0 (no KL term) or positive and finite; 0.04 is a common start")
         for name in ("clip_low", "clip_high"):
@@ -61,46 +72,63 @@ class GRPOConfig:
 
 
 def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4) -> Tensor:
-    """(r - mean of its group) / (sample std of its group + eps). rewards (B,) -> (B,).
+    """(r - mean of its group) / (std + eps). rewards (B,) -> (B,).
 
-    A group in which all rewards are equal gives exact zeros. scale "none" leaves the division out (Dr. GRPO)."""
+    The std is the group's ("group": sample, n - 1; "population": n) or that of all rewards ("batch", sample); "none"
+    leaves the division out. A group in which all rewards are equal gives exact zeros."""
     if group_size < 2 or not len(rewards) or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards do not split into groups of {group_size} (at least 2 answers each)")
-    if scale not in ("group", "none"):
-        raise ValueError(f"scale={scale!r} is unknown; use 'group' or 'none'")
+    check_choice("scale", scale)
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
-    if scale == "group":
-        centred = centred / (groups.std(1, keepdim=True) + eps)
+    if scale != "none":
+        std = rewards.std() if scale == "batch" else groups.std(1, correction=int(scale == "group"), keepdim=True)
+        centred = centred / (std + eps)
     differs = (groups != groups[:, :1]).any(1, keepdim=True)  # rounding must not leak into a uniform group
     return (centred * differs).view(-1)
 
 
+def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: str = "k3") -> Tensor:
+    """Estimates of KL(policy || reference), one for each token sampled from the policy (Schulman 2020). Any shape.
+
+    In expectation k1 = log(p/q) and k3 = q/p - 1 - log(q/p) have the right value, k2 = log(p/q)^2 / 2 has not; k2 and
+    k3 are never negative. Differentiated as they stand it is another story: k1 has gradient 0, k2 the right one, k3
+    that of KL(reference || policy). Weighted by the ratio, k1 and k3 have the right one."""
+    check_choice("kl_kind", kind)
+    delta = ref_logps - logps
+    return {"k1": lambda: -delta, "k2": lambda: delta**2 / 2, "k3": lambda: torch.exp(delta) - delta - 1}[kind]()
+
+
 def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip_low: float = 0.2,
               clip_high: float = 0.2, loss_type: str = "dapo", max_tokens: int = 0, ref_logps: Tensor | None = None,
-              beta: float = 0.0, unbiased_kl: bool = True) -> tuple[Tensor, dict[str, float]]:
+              beta: float = 0.0, unbiased_kl: bool = True, ratio_level: str = "token",
+              kl_kind: str = "k3") -> tuple[Tensor, dict[str, float]]:
     """Clipped policy-gradient loss. logps, old_logps, ref_logps, mask (B, T); advantages (B,).
 
     With one update a batch the ratio is 1 and the loss is minus the mean advantage, about 0: its gradient is what
-    matters. A row with an empty mask adds nothing. `max_tokens` is the constant of dr_grpo.
+    matters. A row with an empty mask adds nothing. `max_tokens` is the constant of dr_grpo. `ratio_level` "sequence":
+    one ratio an answer, the geometric mean of its tokens' (its clip is usually a thousandth of the token's).
     `unbiased_kl` weights the KL term by the ratio, which makes its gradient that of the reverse KL (DeepSeek-V3.2).
-    Raises ValueError for an unknown loss_type, dr_grpo without max_tokens, and beta without ref_logps."""
-    if loss_type not in ("grpo", "dapo", "dr_grpo"):
-        raise ValueError(f"loss_type={loss_type!r} is unknown; use 'grpo', 'dapo' or 'dr_grpo'")
+    Raises ValueError for an unknown variant, dr_grpo without max_tokens, and beta without ref_logps."""
+    check_choice("loss_type", loss_type)
+    check_choice("ratio_level", ratio_level)
+    check_choice("kl_kind", kl_kind)
     if beta and ref_logps is None:
         raise ValueError(f"beta={beta} needs ref_logps, the log-probabilities under the reference model")
     m = mask.float()
-    ratio = torch.exp((logps - old_logps) * m)  # (B, T)
+    log_ratio = (logps - old_logps) * m  # (B, T)
+    if ratio_level == "sequence":
+        log_ratio = log_ratio.sum(1, keepdim=True) / m.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
+    ratio = torch.exp(log_ratio)
     adv = advantages.unsqueeze(1)
     per_token = -torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
     kl = torch.zeros_like(logps)
     if ref_logps is not None:
-        delta = (ref_logps - logps) * m
-        kl = torch.exp(delta) - delta - 1  # k3
+        kl = kl_estimate(logps * m, ref_logps * m, kl_kind)
         per_token = per_token + beta * (kl * ratio if unbiased_kl else kl)
     if loss_type == "grpo":
         loss = ((per_token * m).sum(1) / m.sum(1).clamp(min=1)).mean()
-    elif loss_type == "dapo":
+    elif loss_type in ("bnpo", "dapo"):
         loss = (per_token * m).sum() / m.sum().clamp(min=1)
     else:
         if max_tokens < 1:
@@ -108,7 +136,7 @@ def grpo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor
         loss = (per_token * m).sum() / (len(m) * max_tokens)
     clipped = ((ratio < 1 - clip_low) & (adv < 0)) | ((ratio > 1 + clip_high) & (adv > 0))
     n = m.sum().clamp(min=1)
-    return loss, {"clip_share": float((clipped * m).sum() / n), "kl_k3": float((kl.detach() * m).sum() / n)}
+    return loss, {"clip_share": float((clipped * m).sum() / n), "kl": float((kl.detach() * m).sum() / n)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +150,38 @@ class Rollouts:
     texts: list[str]
 
 
-def check_rewards(rewards: Sequence[float], n: int) -> Tensor:
-    """Rewards as a tensor (n,), or ValueError naming what is wrong with the reward function."""
+def check_rewards(rewards: Sequence[float], n: int, texts: Sequence[str] = (), cases: Sequence[Case] = ()) -> Tensor:
+    """Rewards as a tensor (n,), or ValueError naming what is wrong with the reward function, and on which answer."""
+    if not hasattr(rewards, "__len__"):
+        raise ValueError(f"the reward function returned {rewards!r} for {n} answers; it must return one number each")
     if len(rewards) != n:
         raise ValueError(f"the reward function returned {len(rewards)} values for {n} answers")
     for i, r in enumerate(rewards):
         if r is None or isinstance(r, str) or not math.isfinite(r):
-            raise ValueError(f"the reward function returned {r!r} for answer {i}; every reward must be finite")
+            raise ValueError(f"the reward function returned {r!r} for {_which(i, texts, cases)}; "
+                             "every reward must be finite")
     return torch.tensor([float(r) for r in rewards])
+
+
+def _which(i: int, texts: Sequence[str], cases: Sequence[Case]) -> str:
+    return f"answer {i}" + (f" (case {cases[i].case_id}): {texts[i]!r}" if texts and cases else "")
+
+
+def rewards_of(reward_fn: RewardFn, texts: Sequence[str], cases: Sequence[Case]) -> Tensor:
+    """Rewards (n,) of one answer a case. A reward function that raises, or returns the wrong number of values or one
+    that is not finite, is refused with ValueError naming the answer and its case."""
+    try:
+        rewards = reward_fn(texts, cases)
+    except Exception as error:
+        for i, (text, case) in enumerate(zip(texts, cases)):  # which one? ask again, one by one
+            try:
+                reward_fn([text], [case])
+            except Exception as alone:
+                raise ValueError(f"the reward function raised {type(alone).__name__} ({alone}) for "
+                                 f"{_which(i, texts, cases)}; a bad answer must score, not raise") from alone
+        raise ValueError(f"the reward function raised {type(error).__name__} ({error}) on {len(texts)} answers "
+                         "together, and on none of them alone") from error
+    return check_rewards(rewards, len(texts), texts, cases)
 
 
 def collect(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, cfg: GRPOConfig, seed: int,
@@ -144,7 +196,7 @@ def collect(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, c
                    generator=make_generator(seed, "rollouts", step))
     texts = [tok.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
     repeated = [c for c in cases for _ in range(cfg.group_size)]
-    rewards = check_rewards(reward_fn(texts, repeated), len(texts))
+    rewards = rewards_of(reward_fn, texts, repeated)
     spread = rewards.view(-1, cfg.group_size).std(1)
     if shuffle:
         deal = torch.rand(len(cases), cfg.group_size, generator=make_generator(seed, "shuffle", step)).argsort(1)
@@ -178,5 +230,6 @@ def rollout_loss(model, batch: Rollouts, cfg: GRPOConfig, ref=None) -> tuple[Ten
             ref_logps = token_logps(ref, batch.rows, cfg.temperature)
     loss, metrics = grpo_loss(logps, batch.old_logps, batch.advantages, batch.rows.mask[:, 1:], clip_low=cfg.clip_low,
                               clip_high=cfg.clip_high, loss_type=cfg.loss_type, max_tokens=cfg.max_new_tokens,
-                              ref_logps=ref_logps, beta=cfg.beta)
+                              ref_logps=ref_logps, beta=cfg.beta, ratio_level=cfg.ratio_level,
+                              kl_kind=cfg.kl_kind)
     return loss, metrics | batch.metrics

@@ -1,5 +1,7 @@
 """GRPO: advantages and losses of TRL's GRPOTrainer as oracle, empty and uniform groups, bad reward functions."""
 
+import dataclasses
+import json
 import math
 
 import pytest
@@ -53,7 +55,21 @@ def test_a_uniform_group_gives_exact_zeros_whatever_the_others():
         assert torch.equal(got[:7], torch.zeros(7)) and torch.isfinite(got).all() and got[7:].abs().min() > 0.1
 
 
-@pytest.mark.parametrize("scale", ["group", "none"])
+def test_population_std_and_batch_std_by_hand():
+    rewards = torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 1])
+    got = grpo.group_advantages(rewards, 4, scale="population", eps=0)
+    torch.testing.assert_close(got[:4], torch.tensor([1.0, -1, -1, 1]))  # 0.5 / 0.5
+    values = rewards.view(-1, 4).numpy()
+    oracle = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)  # numpy divides by n
+    torch.testing.assert_close(got, torch.tensor(oracle).flatten())
+    sample = grpo.group_advantages(rewards, 4, eps=0)
+    torch.testing.assert_close(got / sample, torch.full((8,), math.sqrt(4 / 3)))  # one factor: a learning rate
+    batch = grpo.group_advantages(rewards, 4, scale="batch", eps=0)
+    torch.testing.assert_close(batch[0], torch.tensor(0.5 / rewards.std().item()))
+    assert (batch[:4] / sample[:4] - batch[4:] / sample[4:]).abs().max() > 0.1, "no one factor between these two"
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_advantages_are_those_of_trl(make_model, rollouts, trainer_of, tok, scale):
     rolled = prompts, batch, answers = rollouts(make_model())
     trainer = trainer_of(make_model(), rolled, scale_rewards=scale)
@@ -65,13 +81,16 @@ def test_advantages_are_those_of_trl(make_model, rollouts, trainer_of, tok, scal
     theirs = trainer._generate_and_score_completions([{"prompt": tok.decode(p)} for p in repeated])["advantages"]
     torch.testing.assert_close(grpo.group_advantages(REWARDS, GROUP, scale), theirs, atol=1e-5, rtol=1e-5)
     groups = REWARDS.view(-1, GROUP)
-    over_the_batch = ((groups - groups.mean(1, keepdim=True)) / (REWARDS.std() + 1e-4)).flatten()
-    assert (over_the_batch - theirs).abs().max() > 1e-2, "std over the batch instead of the group"
+    if scale != "batch":
+        over_the_batch = ((groups - groups.mean(1, keepdim=True)) / (REWARDS.std() + 1e-4)).flatten()
+        assert (over_the_batch - theirs).abs().max() > 1e-2, "std over the batch instead of the group"
+    for other in {"group", "population", "batch", "none"} - {scale}:
+        assert (grpo.group_advantages(REWARDS, GROUP, other) - theirs).abs().max() > 1e-2, f"{other}, not {scale}"
     assert (grpo.group_advantages(REWARDS, 8, scale) - theirs).abs().max() > 1e-2, "groups of the wrong size"
 
 
 @pytest.mark.parametrize(("beta", "unbiased_kl"), [(0.0, True), (0.04, True), (0.04, False)])
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
 def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, trainer_of, loss_type, beta, unbiased_kl):
     old, policy, reference = make_model(noise=0.05), make_model(noise=0.09), make_model(noise=0.02)
     rolled = _, batch, _ = rollouts(old)
@@ -92,7 +111,7 @@ def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, tra
     for a, b in zip(gradients(ours, policy), gradients(theirs, trainer.model), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     if beta and not unbiased_kl:
-        assert metrics["kl_k3"] == pytest.approx(trainer._metrics["train"]["kl"][-1], abs=1e-5)
+        assert metrics["kl"] == pytest.approx(trainer._metrics["train"]["kl"][-1], abs=1e-5)
     if unbiased_kl:  # the one that training uses
         cfg = grpo.GRPOConfig(n_prompts=4, group_size=GROUP, max_new_tokens=MAX_NEW, loss_type=loss_type, beta=beta)
         assert grpo.rollout_loss(policy, batch, cfg, ref=reference)[0].item() == pytest.approx(theirs.item(), abs=1e-5)
@@ -107,11 +126,76 @@ def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, tra
     assert not agrees(clip_low=1.0, clip_high=1e9), "no clip"
     assert not agrees(mask=mask.roll(1, 1)), "mask off by one"
     assert not agrees(advantages=-batch.advantages), "reward sign flipped"
-    others = {"grpo", "dapo", "dr_grpo"} - {loss_type}
+    others = {"grpo", "dapo", "dr_grpo"} - {"dapo" if loss_type == "bnpo" else loss_type}
     assert not any(agrees(loss_type=t) for t in others), "normalised over something else"
     if beta:
         assert not agrees(beta=0.0), "no KL term"
         assert not agrees(unbiased_kl=not unbiased_kl), "the other KL estimate"
+        assert not any(agrees(kl_kind=k) for k in ("k1", "k2")), "another estimator"
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "dr_grpo"])
+def test_sequence_ratio_is_that_of_trl(make_model, gradients, rollouts, trainer_of, loss_type):
+    """GSPO: one ratio an answer. Its clip is a small fraction of the token's."""
+    policy = make_model(noise=0.09)
+    rolled = _, batch, _ = rollouts(make_model(noise=0.05))
+    trainer = trainer_of(policy, rolled, loss_type=loss_type, importance_sampling_level="sequence", epsilon=0.01,
+                         epsilon_high=0.02)
+    theirs = trainer._compute_loss(trainer.model, trainer.fixed)
+    cfg = grpo.GRPOConfig(n_prompts=4, group_size=GROUP, max_new_tokens=MAX_NEW, loss_type=loss_type,
+                          ratio_level="sequence", clip_low=0.01, clip_high=0.02)
+    ours, metrics = grpo.rollout_loss(policy, batch, cfg)
+    assert metrics["clip_share"] > 0.02, "the clip has to matter"
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    for a, b in zip(gradients(ours, policy), gradients(theirs, trainer.model), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    for change in ({"ratio_level": "token"}, {"clip_low": 0.99, "clip_high": 1e9}, {"clip_high": 0.01}):
+        wrong, _ = grpo.rollout_loss(policy, batch, dataclasses.replace(cfg, **change))
+        assert abs(wrong.item() - theirs.item()) > 1e-5, change
+
+
+def test_clip_higher_lets_a_paid_token_rise_further():
+    """One paid token at ratio 1.3: cut off at 1.2, still pushed where the upper bound is 1.35."""
+    logp = torch.full((1, 1), math.log(1.3), requires_grad=True)
+    for high, pays, slope in ((0.2, 1.2, 0.0), (0.35, 1.3, -1.3)):
+        loss, _ = grpo.grpo_loss(logp, torch.zeros(1, 1), torch.ones(1), torch.ones(1, 1).bool(), clip_high=high)
+        assert loss.item() == pytest.approx(-pays)
+        assert torch.autograd.grad(loss, logp)[0].item() == pytest.approx(slope)
+
+
+def test_kl_estimators_on_a_policy_small_enough_to_enumerate():
+    """Every expectation is a sum over five tokens; the oracle is torch.distributions."""
+    theta = torch.tensor([0.9, -0.4, 0.3, -1.2, 0.5], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)
+    p = theta.softmax(0)
+    kl = torch.distributions.kl_divergence
+    policy, reference = torch.distributions.Categorical(p), torch.distributions.Categorical(q)
+    true, forward = kl(policy, reference), kl(reference, policy)
+    want = torch.autograd.grad(true, theta, retain_graph=True)[0]
+    want_forward = torch.autograd.grad(forward, theta, retain_graph=True)[0]
+    weight = p.detach()  # sampled from the policy: no gradient through the draw
+    value, as_loss, weighted = {}, {}, {}
+    for kind in ("k1", "k2", "k3"):
+        k = grpo.kl_estimate(p.log(), q.log(), kind)
+        value[kind] = (weight * k).sum().item()
+        as_loss[kind] = torch.autograd.grad((weight * k).sum(), theta, retain_graph=True)[0]
+        ratio = (p.log() - p.log().detach()).exp()
+        weighted[kind] = torch.autograd.grad((weight * ratio * k).sum(), theta, retain_graph=True)[0]
+    assert value["k1"] == pytest.approx(true.item()) and value["k3"] == pytest.approx(true.item())
+    assert abs(value["k2"] - true.item()) > 0.02
+    torch.testing.assert_close(as_loss["k1"], torch.zeros_like(want))
+    torch.testing.assert_close(as_loss["k2"], want)
+    torch.testing.assert_close(as_loss["k3"], want_forward)
+    assert (as_loss["k3"] - want).abs().max() > 0.01
+    torch.testing.assert_close(weighted["k1"], want)
+    torch.testing.assert_close(weighted["k3"], want)
+    assert (weighted["k2"] - want).abs().max() > 0.01
+
+
+def test_kl_estimates_by_hand():
+    p, q = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
+    for kind, by_hand in (("k1", math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 0.5 - 1 + math.log(2))):
+        assert grpo.kl_estimate(p, q, kind).item() == pytest.approx(by_hand)
 
 
 def test_temperature_reaches_the_ratio_as_in_trl(make_model, rollouts, trainer_of):
@@ -148,7 +232,7 @@ def test_an_empty_row_adds_nothing(loss_type):
                            ref_logps=old, beta=0.04)[0]
     assert other.item() == loss.item()
     empty, metrics = grpo.grpo_loss(new, old, adv, mask & False, loss_type=loss_type, max_tokens=5)
-    assert empty.item() == 0 and metrics == {"clip_share": 0.0, "kl_k3": 0.0}
+    assert empty.item() == 0 and metrics == {"clip_share": 0.0, "kl": 0.0}
     assert torch.equal(torch.autograd.grad(empty, new)[0], torch.zeros(3, 5))
 
 
@@ -196,7 +280,8 @@ def test_batches_are_pure_in_step(make_model, tok):
 
 
 @pytest.mark.parametrize("change", [
-    {"n_prompts": 0}, {"group_size": 1}, {"loss_type": "ppo"}, {"scale": "batch"}, {"temperature": 0},
+    {"n_prompts": 0}, {"group_size": 1}, {"loss_type": "ppo"}, {"scale": "std"}, {"ratio_level": "word"},
+    {"kl_kind": "k4"}, {"temperature": 0},
     {"temperature": math.nan}, {"beta": -0.1}, {"beta": math.inf}, {"clip_low": 0}, {"clip_low": 1}, {"clip_high": -1},
     {"max_new_tokens": 0},
 ])
@@ -210,11 +295,35 @@ def test_config_refuses(change):
 @pytest.mark.parametrize(("rewards", "message"), [
     ([1.0, math.nan], "returned nan for answer 1"), ([math.inf, 0], "returned inf for answer 0"),
     ([1.0], "1 values for 2 answers"), ([], "0 values for 2"), ([1, None], "None for answer 1"),
-    (["1", 0], "'1' for answer 0"),
+    (["1", 0], "'1' for answer 0"), (None, "None for 2 answers"), (0.5, "0.5 for 2 answers"),
 ])
 def test_check_rewards_refuses(rewards, message):
     with pytest.raises(ValueError, match=message):
         grpo.check_rewards(rewards, 2)
+
+
+def test_a_bad_reward_function_is_refused_by_the_answer_it_fails_on():
+    cases, texts = draw_cases(3, 0, "rlvr"), ["{}", "no", "{}"]
+    bad = f"answer 1 \\(case {cases[1].case_id}\\): 'no'"
+
+    def parses(answers, _):
+        return [float(len(json.loads(t))) for t in answers]
+
+    with pytest.raises(ValueError, match=f"raised JSONDecodeError .* for {bad}; a bad answer must score, not raise"):
+        grpo.rewards_of(parses, texts, cases)
+    with pytest.raises(ValueError, match=f"returned nan for {bad}"):
+        grpo.rewards_of(lambda t, c: [1.0, math.nan, 0.0], texts, cases)
+    with pytest.raises(ValueError, match="returned 2 values for 3 answers"):
+        grpo.rewards_of(lambda t, c: [1.0, 0.0], texts, cases)
+
+    def together(answers, _):
+        if len(answers) > 1:
+            raise RuntimeError("too many")
+        return [0.0]
+
+    with pytest.raises(ValueError, match=r"raised RuntimeError \(too many\) on 3 answers together, and on none"):
+        grpo.rewards_of(together, texts, cases)
+    assert grpo.rewards_of(lambda t, c: [1.0, 0.0, 0.5], texts, cases).tolist() == [1.0, 0.0, 0.5]
 
 
 def test_check_rewards_passes_numbers_on():
@@ -224,14 +333,15 @@ def test_check_rewards_passes_numbers_on():
 def test_losses_and_advantages_refuse(make_model, rollouts):
     z = torch.zeros(2, 3)
     for kwargs, message in (({"loss_type": "ppo"}, "loss_type='ppo'"), ({"loss_type": "dr_grpo"}, "max_tokens"),
-                            ({"beta": 0.1}, "beta=0.1 needs ref_logps")):
+                            ({"beta": 0.1}, "beta=0.1 needs ref_logps"), ({"ratio_level": "x"}, "ratio_level='x'"),
+                            ({"kl_kind": "x"}, "kl_kind='x'")):
         with pytest.raises(ValueError, match=message):
             grpo.grpo_loss(z, z, torch.zeros(2), z.bool(), **kwargs)
     for rewards, size in ((torch.zeros(5), 4), (torch.zeros(4), 1), (torch.zeros(0), 4), (torch.zeros(4), 0)):
         with pytest.raises(ValueError, match="do not split into groups"):
             grpo.group_advantages(rewards, size)
-    with pytest.raises(ValueError, match="scale='batch'"):
-        grpo.group_advantages(torch.zeros(4), 4, scale="batch")
+    with pytest.raises(ValueError, match="scale='std'"):
+        grpo.group_advantages(torch.zeros(4), 4, scale="std")
     model = make_model()
     _, batch, _ = rollouts(model)
     with pytest.raises(ValueError, match="needs ref_logps"):
