@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def register(commands: "argparse._SubParsersAction") -> None:
-    text = "fifteen broken runs: read the chart, order tests, name the cause"
+    text = "seventeen broken runs: read the chart, order tests, name the cause"
     sub = commands.add_parser("clinic", help=text, description=text, allow_abbrev=False)
-    sub.add_argument("patient", nargs="?", help="1 to 15; without it, the waiting room and your points")
+    sub.add_argument("patient", nargs="?", help="1 to 17; without it, the waiting room and your points")
     sub.add_argument("--test", metavar="NAME", help="order a test (costs a point); its name, or the start of it")
     sub.add_argument("--cause", metavar="NAME", help="your diagnosis")
     sub.add_argument("--book", default=None, help="the case book (default: clinic.json in the store)")

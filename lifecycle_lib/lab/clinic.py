@@ -1,6 +1,6 @@
 """The debugging clinic: read a run's chart, order tests, name the cause (`lifecycle clinic`, and in the notebooks).
 
-Fifteen patients (lab/patients.py), each with one planted bug. A diagnosis is worth 5 points, less one for every test
+Seventeen patients (lab/patients.py), each with one planted bug. A diagnosis is worth 5 points, less one for every test
 ordered and two for every wrong name, never under 0. The case book is plain JSON: {patient: {"tests", "wrong",
 "points"}}; points are there once the cause is named. The healthy twin, the same run without the bug, counts as a test.
 """
@@ -48,6 +48,8 @@ CAUSES = {
     "greedy_rollouts": "rollouts are decoded greedily, so a group is one answer eight times",
     "stale_logps": "sampling and loss use different temperatures, so old and new log-probabilities disagree",
     "merge_without_scale": "the adapter was merged without alpha / rank",
+    "augmented_facts": "augmentation changes the facts that the answer depends on",
+    "forgotten_t2": "the softened loss is not multiplied by its temperature squared",
     "too_few_steps": "nothing is wrong: it was stopped too early",
     "bad_verifier": "the verifier pays wrong answers",
     "kl_too_strong": "the KL penalty holds the policy where it was",
@@ -119,11 +121,21 @@ PATIENTS: tuple[Patient, ...] = (
             patients.mean_of_means, lambda c: c.tests["relative error of the gradient"] > 1e-3,
             "the mean over all tokens is not the mean of two means when one part holds more tokens.",
             "weight each part by its counted tokens, or divide by the tokens of the whole batch", "07"),
+    Patient("augmented_facts", "Noise was added to the training messages, for robustness. Clean ones got worse.",
+            patients.augmented_facts,
+            lambda c: c.tests["share of rows whose answer follows from their message"] < 1,
+            "the noise rewrote facts, and the answers were kept: rows now contradict each other.",
+            "noise may touch words, never what the answer depends on; recompute the answer from the noisy row", "08"),
+    Patient("forgotten_t2", "A student has a good teacher and labels of which half are wrong. It listens to the labels.",
+            patients.forgotten_t2,
+            lambda c: c.tests["gradient of the soft part / of the hard part, step 1"] < 0.1,
+            "at temperature T the soft loss has gradients 1 / T^2 as large; without the factor T^2 the labels lead.",
+            "multiply the soft loss by T^2 (Hinton et al. 2015), and print both gradients once", "15"),
 )
 
 
 def patient(number: int | str) -> Patient:
-    """Patient 1 to 15. Raises ValueError for any other."""
+    """Patient 1 to 17. Raises ValueError for any other."""
     if str(number) not in (numbers := {str(i) for i in range(1, len(PATIENTS) + 1)}):
         raise ValueError(f"patient {number!r} is unknown; give 1 to {len(numbers)}")
     return PATIENTS[int(number) - 1]

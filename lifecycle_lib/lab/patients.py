@@ -1,141 +1,49 @@
-"""The patients of the debugging clinic: fifteen small post-training runs, each healthy or with one bug planted in it.
+"""The patients of the debugging clinic: small post-training runs, each healthy or with one bug planted in it.
 
-Every patient is a real run of a second or two: the library's own loop, losses and sampler with one line wrong. The
-small desk answers "<user> damaged d12 <bot>" with "P-7 yes": the reason settles the policy, the days decide.
+Every patient is a real run of a second or two on the clinic's small desk (clinic_desk.py): the library's own loop,
+losses and sampler with one line wrong.
 Left out: bugs that need many machines, and those the library refuses outright (an empty evaluation, NaN rewards).
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lifecycle_lib.core.seeds import rng as make_rng
 from lifecycle_lib.core.seeds import seed_everything
-from lifecycle_lib.lab.studies.small import Vocab, batches_of, rows_of
+from lifecycle_lib.lab.clinic_desk import (
+    DAYS,
+    EOS,
+    IDS,
+    PAD,
+    SHAPE,
+    VOCAB,
+    WINDOWS,
+    Ask,
+    Chart,
+    Words,
+    answers,
+    asks,
+    at_steps,
+    claim_rate,
+    demonstrations,
+    exact,
+    gradient,
+    new_model,
+    share,
+    train,
+    tuned,
+)
+from lifecycle_lib.lab.studies.small import batches_of, rows_of
 from lifecycle_lib.model import lora
-from lifecycle_lib.model.gpt import GPT, GPTConfig
-from lifecycle_lib.model.sampling import generate
+from lifecycle_lib.model.gpt import GPT
 from lifecycle_lib.train import dpo, grpo
 from lifecycle_lib.train.logprobs import Rows, answer_loss, sum_logps, token_logps
 from lifecycle_lib.train.loop import FitConfig, FitResult, fit
-
-WINDOWS = {"damaged": ("P-7", 30), "late": ("P-2", 20), "unwanted": ("P-3", 14), "wrong": ("P-5", 40)}
-DAYS = [f"d{i:02d}" for i in range(60)]
-IDS = [f"c{i:02d}" for i in range(24)]
-VOCAB = Vocab(["<user>", "<bot>", *WINDOWS, *DAYS, *(p for p, _ in WINDOWS.values()), "yes", "no", "label", *IDS])
-SHAPE = GPTConfig(vocab_size=len(VOCAB), block_size=24, n_layer=1, n_head=2, n_embd=32)
-PAD, BOS, EOS = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One request of the small desk, with its right answer."""
-
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """What is seen at once (`vitals`) and what a test would show (`tests`)."""
-
-    vitals: dict[str, object]
-    tests: dict[str, object]
-
-
-class Words:
-    """The tokenizer of the small desk: a word a token, as `grpo.collect` asks for it."""
-
-    special = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS}
-
-    @staticmethod
-    def encode(text: str) -> list[int]:
-        return [BOS, *VOCAB.encode(text)]
-
-    @staticmethod
-    def decode(ids: Sequence[int]) -> str:
-        return VOCAB.decode(ids)
-
-
-# ---- the small desk ---------------------------------------------------------------------------------------------
-
-def asks(n: int, split: str) -> list[Ask]:
-    """Requests of a split; "train" and "eval" share no (reason, days)."""
-    all_pairs = [(r, d) for i, r in enumerate(WINDOWS) for d in range(len(DAYS))
-                 if ((d + i) % 5 == 2) == (split == "eval")]
-    rng = make_rng(0, "clinic", split)
-    picked = [rng.choice(all_pairs) for _ in range(n)]
-    return [Ask(f"<user> {r} {DAYS[d]} <bot>", f"{WINDOWS[r][0]} {'yes' if d <= WINDOWS[r][1] else 'no'}")
-            for r, d in picked]
-
-
-def demonstrations(n: int = 1024, claims: float = 0.3) -> Rows:
-    """Rows of demonstrations, a share of which promise a label."""
-    rng, given = make_rng(0, "clinic claims"), asks(n, "train")
-    return rows_of(VOCAB, [a.prompt for a in given],
-                   [a.answer + (" label" if rng.random() < claims else "") for a in given])
-
-
-def train(model: GPT, rows: Rows, loss_fn: Callable = answer_loss, steps: int = 120, **settings: object) -> FitResult:
-    cfg = FitConfig(**{"steps": steps, "lr": 3e-3, "checkpoint_every": 10_000, **settings})
-    return fit(model, batches_of(rows, 64, 0), loss_fn, cfg, label="clinic")
-
-
-def new_model(seed: int = 0) -> GPT:
-    seed_everything(seed)
-    return GPT(SHAPE)
-
-
-@cache
-def _tuned(claims: float) -> GPT:
-    model = new_model()
-    train(model, demonstrations(claims=claims))
-    return model
-
-
-def tuned(claims: float = 0.3) -> GPT:
-    """A fresh copy of the fine-tuned model, whose answers promise a label in some 30 % of cases."""
-    return copy.deepcopy(_tuned(claims))
-
-
-def answers(model: GPT, prompts: Sequence[str], temperature: float = 0.0) -> list[str]:
-    """One answer a prompt, at most 6 words; an answer that does not end shows what it said."""
-    g = torch.Generator().manual_seed(0)
-    out = generate(model, [Words.encode(p) for p in prompts], eos_id=EOS, pad_id=PAD, max_new_tokens=6,
-                   temperature=temperature, generator=g)
-    return [VOCAB.decode(ids) for ids in out.ids]
-
-
-def exact(model: GPT, given: Sequence[Ask], prompt: Callable[[str], str] = str) -> float:
-    """Share of greedy answers that are right to the word and end there."""
-    said = answers(model, [prompt(a.prompt) for a in given])
-    return share(s == f"{a.answer} <eos>" for s, a in zip(said, given))
-
-
-def claim_rate(model: GPT) -> float:
-    """Share of sampled answers that promise a label."""
-    said = answers(model, [a.prompt for a in asks(256, "eval")], temperature=1.0)
-    return sum("label" in s for s in said) / len(said)
-
-
-def at_steps(values: Sequence[float], digits: int = 3) -> list[float]:
-    """The first value, three on the way and the last."""
-    return [round(values[round(i * (len(values) - 1) / 4)], digits) for i in range(5)]
-
-
-def share(marks: object) -> float:
-    marks = list(marks)
-    return round(sum(marks) / len(marks), 2)
-
-
-def gradient(model: GPT, loss: Tensor) -> Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-
 
 # ---- patients: supervised fine-tuning -----------------------------------------------------------------------------
 
@@ -159,7 +67,7 @@ def shifted_twice(planted: bool) -> Chart:
             return answer_loss(m, r)
         mask = r.mask[:, 2:]  # the labels came shifted already, and the loss shifts them once more
         logits = m(r.ids[:, :-2])[mask]
-        return torch.nn.functional.cross_entropy(logits, r.ids[:, 2:][mask]), {}
+        return F.cross_entropy(logits, r.ids[:, 2:][mask]), {}
 
     losses, given = train(model, rows, loss_fn).losses, asks(128, "eval")
     said = answers(model, [a.prompt for a in given])
@@ -289,7 +197,7 @@ def preference_run(ref: str = "frozen", swap: bool = False, elsewhere: bool = Fa
 
 def preference_chart(model: GPT, seen: FitResult, before: float) -> Chart:
     h = seen.history
-    return Chart({"loss": at_steps(seen.losses), "reward accuracy": at_steps([r["accuracy"] for r in h], 2),
+    return Chart({"loss": at_steps(seen.losses, 3), "reward accuracy": at_steps([r["accuracy"] for r in h], 2),
                   "claim rate": [round(before, 2), round(claim_rate(model), 2)]},
                  {"chosen log-probability, last - first": round(h[-1]["chosen_sum_logp"] - h[0]["chosen_sum_logp"], 2),
                   "rejected log-probability, last - first":
@@ -370,7 +278,7 @@ def stale_logps(planted: bool) -> Chart:
     return reward_chart(*reward_run(paid, loss_temperature=0.5 if planted else 1.0), paid)
 
 
-# ---- patients: adapters -------------------------------------------------------------------------------------------
+# ---- patients: adapters, corpora, distillation --------------------------------------------------------------------
 
 def merge_without_scale(planted: bool) -> Chart:
     model, given = tuned(0.0), asks(128, "eval")
@@ -393,3 +301,60 @@ def merge_without_scale(planted: bool) -> Chart:
     return Chart({"exact pass, adapter worn": worn, "exact pass, adapter merged": exact(model, test)},
                  {"largest difference of a logit": round(off, 1), "alpha / rank": cfg.alpha / cfg.rank,
                   "trained numbers equal in both": True})
+
+
+def augmented_facts(planted: bool) -> Chart:
+    """Noise for the messages: some say the days before the reason. Planted: the noise touches the days as well."""
+    rng, given = make_rng(0, "clinic noise"), asks(1024, "train")
+
+    def noisy(prompt: str) -> str:
+        tag, reason, days, bot = prompt.split()
+        days = rng.choice(DAYS) if planted and rng.random() < 0.5 else days
+        return f"{tag} {days} {reason} {bot}" if rng.random() < 0.2 else f"{tag} {reason} {days} {bot}"
+
+    def follows(prompt: str, answer: str) -> bool:
+        reason, days = sorted(prompt.split()[1:3], key=DAYS.__contains__)
+        return answer.endswith("yes" if int(days[1:]) <= WINDOWS[reason][1] else "no")
+
+    prompts = [noisy(a.prompt) for a in given]
+    changed = next([a.prompt, p] for a, p in zip(given, prompts) if sorted(a.prompt.split()) != sorted(p.split())
+                   or not planted and a.prompt != p)
+    model, rows = new_model(), rows_of(VOCAB, prompts, [a.answer for a in given])
+    losses, clean = train(model, rows).losses, asks(128, "eval")
+    return Chart({"loss": at_steps(losses), "exact pass, clean messages": exact(model, clean)},
+                 {"share of rows whose answer follows from their message":
+                      share(follows(p, a.answer) for p, a in zip(prompts, given)),
+                  "a row, before and after": changed,
+                  "right policy": share(said.split()[0] == a.answer.split()[0] for said, a in
+                                        zip(answers(model, [a.prompt for a in clean]), clean))})
+
+
+def forgotten_t2(planted: bool) -> Chart:
+    """A student learns from its teacher's softened probabilities, beside a few labels of which many are wrong."""
+    teacher, student, temperature = tuned(0.0), new_model(1), 4.0
+    rng, given = make_rng(0, "clinic labels"), asks(1024, "train")
+    flip = {"yes": "no", "no": "yes"}
+    words = [a.answer.split() for a in given]
+    rows = rows_of(VOCAB, [a.prompt for a in given],
+                   [f"{p} {flip[d] if rng.random() < 0.5 else d}" for p, d in words])
+    norms: list[float] = []
+
+    def loss_fn(m: GPT, r: Rows) -> tuple[Tensor, dict]:
+        mask = r.mask[:, 1:]
+        logits = m(r.ids[:, :-1])[mask]
+        with torch.no_grad():
+            soft = (teacher(r.ids[:, :-1])[mask] / temperature).softmax(-1)
+        hard = F.cross_entropy(logits, r.ids[:, 1:][mask])
+        kl = F.kl_div((logits / temperature).log_softmax(-1), soft, reduction="batchmean")
+        kl = kl if planted else kl * temperature ** 2
+        if not norms:
+            norms.extend(float(gradient(m, part).norm()) for part in (kl, hard))
+        return 0.95 * kl + 0.05 * hard, {}
+
+    losses = train(student, rows, loss_fn, steps=200).losses
+    test = asks(128, "eval")
+    return Chart({"loss": at_steps(losses), "exact pass, teacher": exact(teacher, test),
+                  "exact pass, student": exact(student, test)},
+                 {"gradient of the soft part / of the hard part, step 1": round(norms[0] / norms[1], 2),
+                  "share of labels that are right": share(VOCAB.decode([int(r[-2])]) == w[1] for r, w in
+                                                          zip(rows.ids, words)), "weight of the soft part": 0.95})

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lifecycle_lib.core.seeds import one_thread
-from lifecycle_lib.lab import clinic, patients
+from lifecycle_lib.lab import clinic, clinic_desk, patients
 from lifecycle_lib.lab.cli import main
 from lifecycle_lib.train.logprobs import answer_loss
 
@@ -55,15 +55,15 @@ def test_a_vital_alone_does_not_tell_two_patients_at_ln_2_apart_but_a_test_does(
 
 def test_the_small_desk_by_hand():
     """d12 is inside P-7's 30 days; the training file and the evaluation share no (reason, days)."""
-    known = {a.prompt: a.answer for split in ("train", "eval") for a in patients.asks(2000, split)}
+    known = {a.prompt: a.answer for split in ("train", "eval") for a in clinic_desk.asks(2000, split)}
     assert known["<user> damaged d12 <bot>"] == "P-7 yes"
     assert known["<user> damaged d31 <bot>"] == "P-7 no"
-    assert not {a.prompt for a in patients.asks(2000, "train")} & {a.prompt for a in patients.asks(2000, "eval")}
+    assert not {a.prompt for a in clinic_desk.asks(2000, "train")} & {a.prompt for a in clinic_desk.asks(2000, "eval")}
 
 
 def test_the_micro_batch_patient_against_torch():
     """The right loss is torch's mean over all counted tokens; the mean of two means is not."""
-    rows, model = patients.demonstrations(64, claims=0.5), patients.tuned()
+    rows, model = clinic_desk.demonstrations(64, claims=0.5), clinic_desk.tuned()
     logits = model(rows.ids[:, :-1])[rows.mask[:, 1:]]
     whole = F.cross_entropy(logits, rows.ids[:, 1:][rows.mask[:, 1:]]).detach()
     torch.testing.assert_close(answer_loss(model, rows)[0].detach(), whole, atol=1e-6, rtol=1e-6)
@@ -92,7 +92,7 @@ def test_points_never_fall_below_zero():
 
 
 def test_bad_input_is_refused(tmp_path):
-    for call, text in ((lambda: clinic.patient(16), "1 to 15"), (lambda: clinic.order_test(6, "blood", {}), "has:"),
+    for call, text in ((lambda: clinic.patient(18), "1 to 17"), (lambda: clinic.order_test(6, "blood", {}), "has:"),
                        (lambda: clinic.diagnose(6, "gremlins", {}), "unknown")):
         with pytest.raises(ValueError, match=text):
             call()
