@@ -126,7 +126,7 @@ PATIENTS: tuple[Patient, ...] = (
             lambda c: c.tests["share of rows whose answer follows from their message"] < 1,
             "the noise rewrote facts, and the answers were kept: rows now contradict each other.",
             "noise may touch words, never what the answer depends on; recompute the answer from the noisy row", "08"),
-    Patient("forgotten_t2", "A student has a good teacher and labels of which half are wrong. It listens to the labels.",
+    Patient("forgotten_t2", "A student has a good teacher, and labels half of which are wrong. It heeds the labels.",
             patients.forgotten_t2,
             lambda c: c.tests["gradient of the soft part / of the hard part, step 1"] < 0.1,
             "at temperature T the soft loss has gradients 1 / T^2 as large; without the factor T^2 the labels lead.",
