@@ -1,6 +1,8 @@
 """Serving: frozen weights answer cases in batches, with clocks. Nothing here may change a weight.
 
-`Engine.answer` is what the evaluation calls; `latency` times requests one by one, as a user would meet them.
+`Engine.answer` is what the evaluation calls; `latency` times requests one by one, as a user would meet them. Both read
+a customer's words as plain text (train/chat.py): who types a tag gets no role. `sample` and `texts` take whole prompts:
+text in which tags are tags (ours alone, never a customer's), or ids.
 """
 
 import time
@@ -15,6 +17,7 @@ from lifecycle_lib.model.checkpoint import weights_hash
 from lifecycle_lib.model.gpt import GPT
 from lifecycle_lib.model.sampling import Samples, generate
 from lifecycle_lib.model.tokenizer import Tokenizer
+from lifecycle_lib.train.chat import prompt_ids
 
 
 @dataclass(slots=True)
@@ -34,10 +37,11 @@ class Engine:
             p.requires_grad_(False)
         self.model.eval()
 
-    def sample(self, prompts: Sequence[str], n_samples: int = 1) -> Samples:
+    def sample(self, prompts: Sequence[str | list[int]], n_samples: int = 1) -> Samples:
         """`n_samples` continuations of every prompt; counts tokens and seconds."""
         start = time.perf_counter()
-        out = generate(self.model, [self.tok.encode(p) for p in prompts], eos_id=self.tok.special["<eos>"],
+        coded = [self.tok.encode(p) if isinstance(p, str) else p for p in prompts]
+        out = generate(self.model, coded, eos_id=self.tok.special["<eos>"],
                        pad_id=self.tok.special["<pad>"], max_new_tokens=self.max_new_tokens,
                        temperature=self.temperature, n_samples=n_samples,
                        generator=make_generator(self.seed, "serve", self.temperature, n_samples))
@@ -45,13 +49,14 @@ class Engine:
         self.seconds += time.perf_counter() - start
         return out
 
-    def texts(self, prompts: Sequence[str], n_samples: int = 1) -> list[str]:
+    def texts(self, prompts: Sequence[str | list[int]], n_samples: int = 1) -> list[str]:
         """Answers as text, without the end token; row p * n_samples + s."""
         out = self.sample(prompts, n_samples)
         return [self.tok.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
 
     def answer(self, cases: Sequence[Case]) -> list[str]:
-        return self.texts([c.prompt for c in cases])
+        """One answer a case; no word of a customer's can forge a tag."""
+        return self.texts([prompt_ids(self.tok, c) for c in cases])
 
     @property
     def tokens_per_s(self) -> float:
@@ -68,7 +73,7 @@ class Engine:
         for case in cases:
             for clock, tokens in ((first, 1), (whole, self.max_new_tokens)):
                 start = time.perf_counter()
-                generate(self.model, [self.tok.encode(case.prompt)], eos_id=self.tok.special["<eos>"],
+                generate(self.model, [prompt_ids(self.tok, case)], eos_id=self.tok.special["<eos>"],
                          pad_id=self.tok.special["<pad>"], max_new_tokens=tokens, temperature=0.0)
                 clock.append(1000 * (time.perf_counter() - start))
         t = torch.tensor([first, whole]).quantile(torch.tensor([0.5, 0.95]), dim=1)
