@@ -2,10 +2,12 @@
 
 A wrapped layer computes  W x + (alpha / rank) B A x  with W frozen, A drawn at random and B zero, so an untrained
 adapter changes nothing. `detach` takes the adapter off and leaves the base as it was, bit for bit; `merge` adds it
-into W instead, which rounds and cannot be undone exactly. An adapter is a plain dict {layer name: LoRALinear}: several
-can be kept for one base and swapped.
+into W instead, which rounds: `unmerge` subtracts it again and comes close. An adapter is a plain dict {layer name:
+LoRALinear}; several on one base are kept, routed and combined in model/portfolio. W may be packed (model/quantise): it
+is then unpacked in every forward and stays frozen, with A and B in float beside it (as QLoRA, Dettmers et al. 2023,
+without its 4-bit float format, double quantisation and paging).
 
-Left out: dropout on the adapter's input, biases, adapters on the embedding, two adapters at once.
+Left out: dropout on the adapter's input, biases, adapters on the embedding.
 
 Shapes: W (O, I), A (R, I), B (O, R).
 """
@@ -22,8 +24,10 @@ from torch import Tensor, nn
 from lifecycle_lib.core.seeds import make_generator
 from lifecycle_lib.core.tensors import load_meta, load_tensors, save_tensors
 from lifecycle_lib.model.checkpoint import weights_hash
+from lifecycle_lib.model.quantise import QuantisedLinear
 
 FORMAT = "lifecycle-lora-1"
+LINEAR = (nn.Linear, QuantisedLinear)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ class LoRAConfig:
 class LoRALinear(nn.Module):
     """base(x) + scale * (x A^T) B^T; only `a` and `b` train."""
 
-    def __init__(self, base: nn.Linear, cfg: LoRAConfig, generator: torch.Generator) -> None:
+    def __init__(self, base: nn.Linear | QuantisedLinear, cfg: LoRAConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base, self.scale = base, cfg.alpha / cfg.rank
         bound = 1 / math.sqrt(base.in_features)  # as peft draws it: kaiming uniform with a = sqrt(5)
@@ -53,7 +57,11 @@ class LoRALinear(nn.Module):
         self.b = nn.Parameter(base.weight.new_zeros(base.out_features, cfg.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
+        return self.base(x) + self.part(x)
+
+    def part(self, x: Tensor) -> Tensor:
+        """The adapter's share of the output alone. (..., I) -> (..., O)"""
+        return self.scale * F.linear(F.linear(x, self.a), self.b)
 
     def delta(self) -> Tensor:
         """What the adapter adds to W. (O, I)"""
@@ -68,7 +76,7 @@ def make_adapter(model: nn.Module, cfg: LoRAConfig, seed: int) -> Adapter:
 
     Raises ValueError when a target names no linear layer, or the model wears an adapter already."""
     _bare(model)
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR)}
     if missing := [t for t in cfg.targets if t not in {n.rpartition(".")[2] for n in linear}]:
         raise ValueError(f"targets {missing}: no linear layer has this name; the model has "
                          f"{', '.join(sorted({n.rpartition('.')[2] for n in linear})) or 'none'}")
@@ -102,10 +110,27 @@ def detach(model: nn.Module) -> Adapter:
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Add the adapter into the weights, in place, and take it off. The old weights are gone: adding rounds."""
-    for layer in detach(model).values():
-        layer.base.weight += layer.delta()
+def merge(model: nn.Module) -> Adapter:
+    """Add the adapter into the weights, in place, take it off and return it. The old weights are gone: adding rounds.
+
+    Raises ValueError for a packed base, and leaves the adapter on: its codes cannot hold the sum."""
+    worn = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    if packed := [n for n, m in worn.items() if isinstance(m.base, QuantisedLinear)]:
+        raise ValueError(f"{packed[0]}: its base is packed, and packing the sum again would round the adapter away; "
+                         "serve it unmerged, or merge into the float checkpoint and quantise (and test) that")
+    adapter = detach(model)
+    for layer in adapter.values():
+        layer.base.weight += layer.delta().to(layer.base.weight)
+    return adapter
+
+
+@torch.no_grad()
+def unmerge(model: nn.Module, adapter: Adapter) -> None:
+    """Subtract a merged adapter from the weights, in place, and put it back on. The base comes back up to rounding:
+    its hash is another. Nothing can check that `adapter` is the one that was merged last."""
+    attach(model, adapter)
+    for layer in adapter.values():
+        layer.base.weight -= layer.delta().to(layer.base.weight)
 
 
 def save_lora(path: Path, model: nn.Module, adapter: Adapter, cfg: LoRAConfig) -> None:
