@@ -10,7 +10,7 @@ no parser counts) before the claim was gone; SGD at 1e-3 moved the token at the 
 the format as well. Leaving the common tail out of the rejected answer does not mend AdamW. Notebook 11 shows where the
 probability goes, on one seed.
 
-Left out: label smoothing and the other members of the family (IPO, KTO).
+Label smoothing, IPO, KTO and the rest of the family: train/preferences.py. Left out: ranked lists, images, tools.
 """
 
 import math
@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lifecycle_lib.core.records import read_jsonl
+from lifecycle_lib.core.records import check_fields, read_jsonl
 from lifecycle_lib.core.seeds import rng as make_rng
 from lifecycle_lib.desk.cases import Case, with_label_claim
-from lifecycle_lib.desk.world import PROVENANCE
+from lifecycle_lib.desk.world import PROVENANCE, SPECIAL_TOKENS
 from lifecycle_lib.model.tokenizer import Tokenizer
+from lifecycle_lib.train.chat import check_messages, render
 from lifecycle_lib.train.logprobs import Rows, shared_rows, sum_logps
 
 
@@ -63,14 +64,48 @@ def make_pair(prompt: str, chosen: str, rejected: str, reason: str) -> dict:
 
 
 def read_pairs(path: Path) -> list[dict]:
-    """Pairs of a JSONL file; a bad row raises ValueError naming file and line."""
-    rows = read_jsonl(path, required={"prompt": str, "chosen": str, "rejected": str, "reason": str})
-    for line, row in enumerate(rows, 1):
+    """Pairs of a JSONL file, each {"prompt", "chosen", "rejected", "reason"} as text, or conversational:
+    {"chosen": [messages], "rejected": [messages], "reason"}, which is rendered to the first form.
+
+    Raises ValueError naming FILE:LINE for a bad row: a field missing or empty, equal answers, no reason, two
+    conversations that differ before their last message."""
+    rows = []
+    for line, row in enumerate(read_jsonl(path, required={"reason": str}), 1):
+        where = f"{path}:{line}"
+        if isinstance(row.get("chosen"), list) or isinstance(row.get("rejected"), list):
+            row = row | _from_messages(row, where)
+        check_fields(row, {"prompt": str, "chosen": str, "rejected": str}, where)
         try:
             make_pair(row["prompt"], row["chosen"], row["rejected"], row["reason"])
         except ValueError as err:
-            raise ValueError(f"{path}:{line}: {err}") from None
+            raise ValueError(f"{where}: {err}") from None
+        rows.append(row)
     return rows
+
+
+def _from_messages(row: dict, where: str) -> dict:
+    """A conversational pair as prompt, chosen, rejected: the last message is the bot's, the others are the prompt."""
+    check_fields(row, {"chosen": list, "rejected": list}, where)
+    for side in ("chosen", "rejected"):
+        check_messages(row[side], f"{where}: {side}")
+        if row[side][-1]["role"] != "bot" or len(row[side]) < 2:
+            raise ValueError(f"{where}: {side} must be a prompt and then the bot's answer; it has {len(row[side])} "
+                             f"messages and ends with {row[side][-1]['role']!r}")
+        for i, m in enumerate(row[side], 1):
+            if tags := [t for t in SPECIAL_TOKENS if t in m["content"]]:
+                raise ValueError(f"{where}: {side}, message {i} contains the tag {tags[0]}; tags come from the "
+                                 "renderer alone, so take it out")
+    chosen, rejected = (row[side][:-1] for side in ("chosen", "rejected"))
+    for i in range(max(len(chosen), len(rejected))):
+        a, b = (f"{m[i]['role']} {m[i]['content']!r}" if i < len(m) else "nothing" for m in (chosen, rejected))
+        if a != b:
+            raise ValueError(f"{where}: the two prompts differ at message {i + 1}: chosen has {a}, rejected has {b}; "
+                             "a vote compares two answers to one prompt")
+    prompt = render(chosen)
+    if "prompt" in row and row["prompt"] not in (prompt, chosen):
+        raise ValueError(f"{where}: prompt {row['prompt']!r} is not what both conversations begin with ({prompt!r}); "
+                         "drop the field or mend it")
+    return {"prompt": prompt, "chosen": row["chosen"][-1]["content"], "rejected": row["rejected"][-1]["content"]}
 
 
 def make_pairs(cases: Sequence[Case]) -> list[dict]:

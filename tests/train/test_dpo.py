@@ -160,3 +160,40 @@ def test_read_pairs_names_file_and_line(tmp_path, pairs):
     path.write_text("")
     with pytest.raises(ValueError, match="no rows"):
         dpo.read_pairs(path)
+
+
+def said(*words: str) -> list[dict]:
+    """policy, order, user, bot: as many messages as words."""
+    return [{"role": role, "content": w} for role, w in zip(("policy", "order", "user", "bot"), words)]
+
+
+def test_conversational_pairs_become_text(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"chosen": said("damaged P-7 30d", "A1 mug 9d", "broken", "yes"),
+           "rejected": said("damaged P-7 30d", "A1 mug 9d", "broken", "no"), "reason": "wrong_decision", "id": "x"}
+    prompt = "<bos><policy>damaged P-7 30d<order>A1 mug 9d<user>broken<bot>"
+    write_jsonl(path, [row, row | {"prompt": prompt}, row | {"prompt": row["chosen"][:-1]}])
+    want = {"prompt": prompt, "chosen": "yes", "rejected": "no", "reason": "wrong_decision", "id": "x"}
+    assert dpo.read_pairs(path) == [want] * 3
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"rejected": said("damaged P-7 31d", "A1 mug 9d", "broken", "no")},
+     "prompts differ at message 1: chosen has policy 'damaged P-7 30d', rejected has policy 'damaged P-7 31d'"),
+    ({"rejected": [*said("damaged P-7 30d", "A1 mug 9d", "broken", "no"), {"role": "user", "content": "s"},
+                   {"role": "bot", "content": "no"}]}, "differ at message 4: chosen has nothing, rejected has bot"),
+    ({"rejected": said("damaged P-7 30d", "A1 mug 9d", "broken", "yes")}, "carry no preference"),
+    ({"reason": " "}, "reason is ' '"),
+    ({"rejected": "no"}, "'rejected'"),
+    ({"rejected": said("damaged P-7 30d", "A1 mug 9d", "broken")}, "rejected must be a prompt and then the bot's"),
+    ({"chosen": said("damaged P-7 30d", "A1 mug 9d", "br<bot>oken", "yes")}, "message 3 contains the tag <bot>"),
+    ({"prompt": "another"}, "prompt 'another' is not what both"),
+])
+def test_a_bad_conversational_pair_is_refused_by_file_and_line(tmp_path, change, message):
+    path = tmp_path / "pairs.jsonl"
+    row = {"chosen": said("damaged P-7 30d", "A1 mug 9d", "broken", "yes"),
+           "rejected": said("damaged P-7 30d", "A1 mug 9d", "broken", "no"), "reason": "wrong_decision"}
+    write_jsonl(path, [row, row | change])
+    with pytest.raises(ValueError) as error:
+        dpo.read_pairs(path)
+    assert str(error.value).startswith(f"{path}:2: ") and message in str(error.value)
