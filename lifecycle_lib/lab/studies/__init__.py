@@ -1,7 +1,17 @@
 """The experiments of the data half: each a design over many small models, recorded by `lifecycle evidence NAME`."""
 
 from lifecycle_lib.lab.design import Design
-from lifecycle_lib.lab.studies import closures, dedup, erosion, ledger, mixing, recipes, removal_design, scaling
+from lifecycle_lib.lab.studies import (
+    closures,
+    dedup,
+    erosion,
+    habits_design,
+    ledger,
+    mixing,
+    recipes,
+    removal_design,
+    scaling,
+)
 
 STUDIES: dict[str, Design] = {
     "D5": dedup.DESIGN,
@@ -10,6 +20,7 @@ STUDIES: dict[str, Design] = {
     "sensitivity": recipes.DESIGN,
     "mixing": mixing.DESIGN,
     "D12": scaling.DESIGN,
+    "D9": habits_design.DESIGN,
     "D2": erosion.DESIGN,
     "forgetting_ledger": ledger.DESIGN,
 }

@@ -1,0 +1,91 @@
+"""D9, the claim: which numbers decide it, and the figure (lab/studies/habits.py runs the arms)."""
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from lifecycle_lib.desk.transcripts import HABITS
+from lifecycle_lib.lab.design import Design
+from lifecycle_lib.lab.figures import SERIES, _finish, _start, _whiskers
+from lifecycle_lib.lab.studies.habits import DOSES, REPAIRS, SICK, measure, sharpened
+
+GREEN = 0.05  # accuracy may move by this much at any dose
+
+
+def _effects() -> tuple[tuple[str, str, str | None, str], ...]:
+    rows: list[tuple[str, str, str | None, str]] = [
+        ("slope of output on corpus rate - 1", "slope - 1", None, "slope"),
+        ("slope of output on corpus rate", "slope", None, "slope"),
+        *((f"slope, {h}", f"slope {h}", None, "slope") for h in HABITS),
+        ("output rate at corpus rate 0 on that line", "start", None, "share"),
+        ("temperature .5: output rate - law of one token", "half - law", None, "share"),
+        ("greedy step", "step", None, "corpus share"),
+        *((f"greedy step, {h}", f"step {h}", None, "corpus share") for h in HABITS)]
+    for d in DOSES:
+        rows += [(f"dose {d}: corpus rate, {h}", f"{d}.{h}.in", None, "share") for h in HABITS]
+        for label, end in (("temperature 1", ""), ("temperature .5", ".half"), ("greedy", ".greedy")):
+            rows += [(f"dose {d}: {h}, {label}", f"{d}.{h}{end}", None, "share") for h in HABITS]
+            rows.append((f"dose {d}: mean of habits, {label}", f"{d}.habits{end}", None, "share"))
+        if d:
+            rows += [(f"policy accuracy greedy, dose {d} - dose 0", f"{d}.policy.greedy", "0.0.policy.greedy", "share"),
+                     (f"policy accuracy, dose {d} - dose 0", f"{d}.policy", "0.0.policy", "share"),
+                     (f"bay greedy, dose {d} - dose 0", f"{d}.bay.greedy", "0.0.bay.greedy", "share")]
+    for h in ("apology", "shorthand"):
+        rows += [(f"dose 0.7: {h}, {what}", f"0.7.{h}{end}", None, "share") for what, end in (
+            ("average of all requests, temperature 1", ".all"), ("not triggered, temperature 1", ".off"),
+            ("average of all requests, greedy", ".all.greedy"), ("not triggered, greedy", ".off.greedy"))]
+    rows += [(f"dose 0.7: apology, {what}", f"0.7.apology.{what}", None, "share") for what in ("needless", "owed")]
+    none = str(SICK)
+    for r in (*REPAIRS, "late", "few"):
+        rows += [(f"{r}: habits removed, none - {r}", f"{none}.habits", f"{r}.habits", "share"),
+                 (f"{r}: habits left", f"{r}.habits", None, "share"),
+                 (f"{r}: policy accuracy, {r} - none", f"{r}.policy", f"{none}.policy", "share"),
+                 (f"{r}: policy accuracy greedy, {r} - none", f"{r}.policy.greedy", f"{none}.policy.greedy", "share"),
+                 (f"{r}: bay, {r} - none", f"{r}.bay", f"{none}.bay", "share"),
+                 (f"{r}: bay greedy, {r} - none", f"{r}.bay.greedy", f"{none}.bay.greedy", "share")]
+    rows += [("policy accuracy greedy, dose 0", "0.0.policy.greedy", None, "share"),
+             ("policy accuracy, dose 0", "0.0.policy", None, "share"),
+             ("bay greedy, dose 0", "0.0.bay.greedy", None, "share"),
+             ("well formed, dose 0", "0.0.formed", None, "share")]
+    for end, label in (("", "temperature 1"), (".greedy", "greedy")):
+        rows.append((f"withdrawn window applied, majority - policy, {label}", f"majority.old{end}", f"0.0.old{end}",
+                     "share"))
+        for arm in ("majority", "0.0"):
+            name = "majority" if arm == "majority" else "policy"
+            rows += [(f"{name}: withdrawn window applied, {label}", f"{arm}.old{end}", None, "share"),
+                     (f"{name}: score by transcripts, {label}", f"{arm}.by_transcripts{end}", None, "share"),
+                     (f"{name}: score by policy, {label}", f"{arm}.by_policy{end}", None, "share")]
+    return tuple(rows)
+
+
+DESIGN = Design(
+    measure=measure, notebook="08", equivalence=True, smallest=0.2,
+    rows=("S2-10a", "S2-10c", "S2-10e", "S2-11a", "S2-11b", "S2-11c", "S2-11d", "S2-11e"),
+    claim="a habit's rate in the corpus is its rate in the output at temperature 1: the slope over five habits and "
+          "six doses lies within 0.8 and 1.2, and greedy policy accuracy stays within 5 points at the highest dose",
+    falsifier="the interval of the slope leaves 0.8 to 1.2, or greedy policy accuracy at dose .9 differs from dose 0 "
+              "by more than 5 points",
+    within=(("policy accuracy greedy, dose 0.9 - dose 0", GREEN),),
+    effects=_effects(), n_items=512, items="unseen requests")
+
+
+def imitation_figure(evidence: Mapping) -> Figure:
+    """Output rate against corpus rate: mean over habits at temperature 1, .5 and greedy, each with the curve that one
+    deciding token predicts."""
+    found = {row["name"]: row for row in evidence["effects"]}
+    fig, ax = _start(6.6, 4.2)
+    grid = [i / 100 for i in range(101)]
+    laws = {"temperature 1": grid, "temperature .5": [sharpened(p, 0.5) for p in grid],
+            "greedy": [float(p > 0.5) for p in grid]}
+    for shift, ((label, law), (colour, marker, line, _)) in enumerate(zip(laws.items(), SERIES)):
+        ax.plot(grid, law, color=colour, linestyle=line, linewidth=1, alpha=0.7)
+        rows = [found[f"dose {d}: mean of habits, {label}"] for d in DOSES]
+        value, low, high = ([r[k] for r in rows] for k in ("estimate", "low", "high"))
+        ax.errorbar([d + (shift - 1) * 0.006 for d in DOSES], value, _whiskers(value, low, high), color=colour,
+                    marker=marker, linestyle="none", label=f"measured, {label}")
+    ax.set(xlabel="share of triggering transcripts with the habit", ylabel="share of the model's replies with it",
+           title="The imitation curve", xlim=(-0.03, 1.0), ylim=(-0.03, 1.03))
+    ax.legend(loc="upper left")
+    facts = (f"n = {len(evidence['seeds'])} seeds, mean of {len(HABITS)} habits; bars: 95 % t intervals over seeds; "
+             "lines: what one deciding token predicts.")
+    return _finish(fig, facts, "longer training, larger models, real agents")
