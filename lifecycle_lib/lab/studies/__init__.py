@@ -2,6 +2,7 @@
 
 from lifecycle_lib.lab.design import Design
 from lifecycle_lib.lab.studies import (
+    clicks,
     closures,
     dedup,
     erosion,
@@ -21,6 +22,7 @@ STUDIES: dict[str, Design] = {
     "mixing": mixing.DESIGN,
     "D12": scaling.DESIGN,
     "D9": habits_design.DESIGN,
+    "clicks": clicks.DESIGN,
     "D2": erosion.DESIGN,
     "forgetting_ledger": ledger.DESIGN,
 }
