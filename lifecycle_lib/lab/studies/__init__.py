@@ -12,6 +12,7 @@ from lifecycle_lib.lab.studies import (
     recipes,
     removal_design,
     scaling,
+    sft_contract,
 )
 
 STUDIES: dict[str, Design] = {
@@ -25,4 +26,5 @@ STUDIES: dict[str, Design] = {
     "clicks": clicks.DESIGN,
     "D2": erosion.DESIGN,
     "forgetting_ledger": ledger.DESIGN,
+    "sft_contract": sft_contract.DESIGN,
 }
