@@ -5,6 +5,7 @@ from lifecycle_lib.lab.studies import (
     clicks,
     closures,
     dedup,
+    distillation,
     erosion,
     habits_design,
     ledger,
@@ -27,4 +28,6 @@ STUDIES: dict[str, Design] = {
     "D2": erosion.DESIGN,
     "forgetting_ledger": ledger.DESIGN,
     "sft_contract": sft_contract.DESIGN,
+    "distillation": distillation.NEEDED,
+    "teacher_faults": distillation.FAULTS,
 }
