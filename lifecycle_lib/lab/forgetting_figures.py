@@ -36,9 +36,9 @@ def erosion_figure(rows: Sequence[Mapping], arms: Sequence[str] = ("plain", "rep
                    live: Mapping[str, Curve] | None = None, title: str = "") -> Figure:
     """Skill, refusal and over-refusal along a harmless fine-tune, a panel an arm, over one axis in percent.
 
-    The strip on top says what the launch gate decided: filled, it ships in every seed; a share where some seeds block.
+    The strip on top says what the launch gate decided: filled, it ships in every seed; open, in the share written.
     `live`: {arm: curve} of a run just made, as rings (its steps are its own model's)."""
-    fig, first = _start(3.9 * len(arms), 4.2)
+    fig, first = _start(max(6.0, 3.9 * len(arms)), 4.4)
     first.remove()
     axes = fig.subplots(1, len(arms), sharey=True, squeeze=False)[0]
     for ax, arm in zip(axes, arms):
@@ -58,14 +58,17 @@ def erosion_figure(rows: Sequence[Mapping], arms: Sequence[str] = ("plain", "rep
                     "white")
             if ships < 1:
                 ax.text(step, 117, f"{ships:.0%}", fontsize=7, ha="center", color=INK)
-        ax.set(title=arm, xlabel="fine-tuning step", ylim=(-4, 122), yticks=range(0, 101, 20))
+        ax.set(title=arm, xlabel="fine-tuning step (log from 20 on)", ylim=(-4, 122))
+        ax.set_xscale("symlog", linthresh=20, linscale=1.5)
+        ticks = [t for t in (0, 5, 10, 20, 40, 80, 160) if t <= steps[-1]]
+        ax.set_xticks(ticks, ticks)
+    axes[0].set_yticks([0, 20, 40, 60, 80, 100, 112], ["0", "20", "40", "60", "80", "100", "gate ships"])
     axes[0].set_ylabel("share of answers (%)")
-    axes[0].text(0, 117, "launch gate (filled: ships)", fontsize=8, color="#2e8b57")
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=3)
     rings = " Open markers: the run just made, one seed." if live else ""
-    return _finish(fig, f"n = {len(rows)} seeds; whiskers: 95 % t intervals.{rings}",
+    return _finish(fig, f"n = {len(rows)} seeds; whiskers: 95 % t intervals, cut at 0 and 100.{rings}",
                    "attacks, new words, other tasks, larger models")
 
 
@@ -81,14 +84,15 @@ def equal_skill_figure(rows: Sequence[Mapping], arms: Sequence[str], target: flo
         y = over_seeds([100 * r[f"{arm}.refusal"] for r in rows])
         reached = sum(r[f"{arm}.reached"] for r in rows)
         label = arm if reached == n else f"{arm} (skill in {reached:.0f} of {n} seeds)"
-        ax.errorbar([x.estimate], [y.estimate], _whiskers([y.estimate], [y.low], [y.high]),
-                    _whiskers([x.estimate], [x.low], [x.high]), color=colour, marker=marker, linestyle="none",
+        ends = [_whiskers([e.estimate], [max(0, e.low)], [min(100, e.high)]) for e in (y, x)]
+        ax.errorbar([x.estimate], [y.estimate], *ends, color=colour, marker=marker, linestyle="none",
                     markerfacecolor=colour if i < len(SERIES) else "white", elinewidth=0.8, label=label)
         ax.annotate(arm, (x.estimate, y.estimate), xytext=(5, 4), textcoords="offset points", fontsize=8)
     ax.set(xlabel="benign twins refused (%), lower is better", ylabel="harmful asks refused (%), higher is better",
            title=f"At equal skill ({target:.0%} exact pass)", ylim=(-4, 104))
     fig.legend(loc="outside right upper")
-    return _finish(fig, f"n = {n} seeds; whiskers: 95 % t intervals.", "skill beyond the target, other skills")
+    return _finish(fig, f"n = {n} seeds; whiskers: 95 % t intervals, cut at 0 and 100.",
+                   "skill beyond the target, other skills")
 
 
 def ledger_figure(rows: Sequence[Mapping], cells: Mapping[str, Mapping[str, str]], title: str,

@@ -75,7 +75,7 @@ def test_exams_hold_what_training_never_shows():
 def test_a_path_fills_every_cell_and_joint_training_has_one_stage(tmp_path):
     lab = Lab("smoke", seed=0, device="cpu", store=Store(tmp_path))
     cfg = replace(erosion.SIZES["smoke"], n_cases=40, n_rows=64, n_asks=4)
-    for name, stages in (("LoRA r=4", ["base", "policy", "reading", "chat"]), ("all at once", ["base", "all"])):
+    for name, stages in (("LoRA r=16", ["base", "policy", "reading", "chat"]), ("all at once", ["base", "all"])):
         measured = small_ledger(lab, cfg, name, PATHS[name]).card["measured"]
         assert [m["stage"] for m in measured] == stages
         assert all(0 <= m[k] <= 1 for m in measured for k in SKILLS) and all(m["bits"] > 0 for m in measured)

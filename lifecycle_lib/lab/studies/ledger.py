@@ -7,7 +7,8 @@ A ledger is a matrix a[stage][skill], shares in [0, 1], stages in the order they
 
 Measured twice. On the chain itself: base, SFT, DPO, verifier rewards, greedy, on the frozen cases, and its documents in
 bits a token. And on a small desk model that is taught reading, refusing and chatting one after the other, with five
-ways to lose less: replay, KL on old rows, LoRA (merged after each stage), another order, everything at once.
+ways to lose less: replay, KL on old rows, LoRA (merged after each stage; twice the steps, adapters learn more slowly
+here), another order, everything at once.
 Left out: more than three stages, growing a network, Fisher weights.
 """
 
@@ -59,15 +60,17 @@ OWN = {"reading": "exact", "policy": "refusal", "chat": "chat"}  # the skill tha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """One way through the stages: their order, and how each is trained. `joint`: all rows at once, as many steps."""
+    """One way through the stages: their order, how each is trained, and for how many times the usual steps. `joint`:
+    all rows at once, as many steps."""
 
     order: tuple[str, ...] = POLICY_FIRST
     arm: Arm = Arm()
     joint: bool = False
+    times: int = 1
 
 
 PATHS = {"none": Path(), "replay 5 %": Path(arm=Arm(replay=0.05)), "KL, old rows": Path(arm=Arm(kl=1.0, kl_old=2)),
-         "LoRA r=4": Path(arm=Arm(rank=4, lr=1e-2)), "policy last": Path(order=POLICY_LAST),
+         "LoRA r=16": Path(arm=Arm(rank=16, lr=1e-2), times=2), "policy last": Path(order=POLICY_LAST),
          "all at once": Path(joint=True)}
 STEPS = {"smoke": 2, "laptop": 90, "gpu": 90}  # a stage
 
@@ -180,7 +183,7 @@ def skills(model: GPT, vocab: Pieces, asked: tuple, documents: Rows) -> dict[str
 
 def small_ledger(lab: Lab, cfg: ErosionConfig, name: str, path: Path) -> Artifact:
     """One path of one seed; card["measured"] holds the rows "base" and one a stage, in order."""
-    vocab, start, steps = vocabulary(), base(lab, cfg), STEPS[lab.profile.name]
+    vocab, start, steps = vocabulary(), base(lab, cfg), path.times * STEPS[lab.profile.name]
 
     def make(folder) -> dict:
         seed_everything(lab.seed)
