@@ -11,7 +11,7 @@ from lifecycle_lib.core.store import Store
 from lifecycle_lib.desk.transcripts import HABITS, find_spans
 from lifecycle_lib.lab.design import summarise
 from lifecycle_lib.lab.stages import Lab
-from lifecycle_lib.lab.studies import habits
+from lifecycle_lib.lab.studies import habits, habits_trigger
 from lifecycle_lib.lab.studies.habits import DOSES, crossing, curve, sharpened
 from lifecycle_lib.lab.studies.habits_design import DESIGN, imitation_figure
 
@@ -79,3 +79,12 @@ def test_repairs_touch_what_was_found_and_nothing_else(lab, monkeypatch):
     assert len(habits.repaired(lab, "few").ids) == len(habits.repaired(lab, "filter").ids)
     rewritten = habits.repaired(lab, "rewrite")
     assert len(rewritten.ids) == len(rows) and rewritten.mask.sum() < whole.mask.sum()
+
+
+def test_the_follow_up_on_triggers(lab):
+    row, made = habits_trigger.measure(lab)
+    assert len(made) == 2 and all(t in row and (c is None or c in row) for _, t, c, _ in habits_trigger.DESIGN.effects)
+    assert [a.card["steps"] for a in made] == [2, 8]
+    seen = [row | {"4.gap": 0.6 + x, "1.gap": 0.2, "mirror": 0.1 + x} for x in (0, 0.01, 0.02)]
+    blind = [r | {"mirror": r["mirror"] - 0.5} for r in seen]
+    assert [summarise(habits_trigger.DESIGN, rows)[1] for rows in (seen, blind)] == ["supported", "refuted"]
