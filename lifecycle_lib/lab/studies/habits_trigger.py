@@ -64,4 +64,5 @@ DESIGN = Design(
     also=(("triggered rate after 4 times the steps - 0.56", 0.0),),
     effects=(("gap, 4 times the steps - D9's steps", "4.gap", "1.gap", "share"),
              ("triggered rate after 4 times the steps - 0.56", "mirror", None, "share"),
-             *((f"{t} x steps: {what}", f"{t}.{key}", None, "share") for t in (1, TIMES) for what, key in _WHAT.items())))
+             *((f"{t} x steps: {what}", f"{t}.{key}", None, "share")
+               for t in (1, TIMES) for what, key in _WHAT.items())))
