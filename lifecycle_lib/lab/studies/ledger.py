@@ -70,7 +70,7 @@ class Path:
 
 
 PATHS = {"none": Path(), "replay 5 %": Path(arm=Arm(replay=0.05)), "KL, old rows": Path(arm=Arm(kl=1.0, kl_old=2)),
-         "LoRA r=16": Path(arm=Arm(rank=16, lr=1e-2), times=2), "policy last": Path(order=POLICY_LAST),
+         "LoRA r=16": Path(arm=Arm(rank=16, lr=5e-3), times=2), "policy last": Path(order=POLICY_LAST),
          "all at once": Path(joint=True)}
 STEPS = {"smoke": 2, "laptop": 90, "gpu": 90}  # a stage
 
