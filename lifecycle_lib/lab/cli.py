@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lifecycle_lib.lab import cli_audit, cli_clinic, cli_data, cli_rights, cli_verify
+from lifecycle_lib.lab import cli_audit, cli_clinic, cli_data, cli_messy, cli_rights, cli_verify
 
 RESUME = "lifecycle: stopped; the same command goes on from where it was"
 STOPPED = "lifecycle: stopped; no result was written, the same command starts over"
@@ -162,7 +162,7 @@ def make_parser() -> Parser:
     text = "gates, rights and audits of a corpus of your own (JSONL)"
     data = commands.add_parser("data", help=text, description=text, allow_abbrev=False)
     data_commands = data.add_subparsers(metavar="COMMAND", required=True)
-    for module in (cli_data, cli_rights, cli_audit):
+    for module in (cli_data, cli_rights, cli_audit, cli_messy):
         module.register(data_commands)
     cli_verify.register(commands)
     cli_clinic.register(commands)
