@@ -2,6 +2,7 @@
 
 from lifecycle_lib.lab.design import Design
 from lifecycle_lib.lab.studies import (
+    adapters_design,
     clicks,
     closures,
     dedup,
@@ -19,6 +20,7 @@ from lifecycle_lib.lab.studies import (
 )
 
 STUDIES: dict[str, Design] = {
+    "peft_ranks": adapters_design.DESIGN,
     "D5": dedup.DESIGN,
     "D8": removal_design.D8,
     "closure_drill": closures.DESIGN,
