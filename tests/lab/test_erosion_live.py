@@ -1,7 +1,5 @@
 """The live erosion on the chain (smoke: sizes and bookkeeping), and its figures from hand-made rows."""
 
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 import pytest
 
@@ -22,8 +20,8 @@ def lab(tmp_path_factory):
 
 def test_every_arm_starts_from_the_same_taught_model(lab):
     cfg = LiveConfig(align_steps=2, marks=(0, 1, 2), batch=4, n_rows=16, n_cases=2, n_asks=2)
-    curves = erode_chain(lab, {"plain": Arm(), "replay 5 %": Arm(replay=0.5), "LoRA": Arm(rank=1)}, cfg)
-    assert [c["step"] for c in curves["plain"]] == [0, 1, 2]
+    curves, models = erode_chain(lab, {"plain": Arm(), "replay 5 %": Arm(replay=0.5), "LoRA": Arm(rank=1)}, cfg)
+    assert [c["step"] for c in curves["plain"]] == [0, 1, 2] and set(models) == {"taught", *curves}
     assert curves["plain"][0] == curves["replay 5 %"][0] == curves["LoRA"][0]
     assert all(0 <= c[k] <= 1 for curve in curves.values() for c in curve for k in ("exact", "refusal", "over_refusal"))
 
@@ -69,4 +67,3 @@ def test_figures_draw_what_the_rows_hold():
     with pytest.raises(IndexError):  # a curve that lost a checkpoint is no curve of the same steps
         erosion_figure([broken[1], broken[0]], arms=("plain",))
     plt.close("all")
-    assert replace(LiveConfig(), align_steps=1).align_steps == 1

@@ -33,11 +33,14 @@ class LiveConfig:
     align_steps: int = 40
     align_lr: float = 2e-3
     align_lr_matrix: float = 0.02
-    marks: tuple[int, ...] = (0, 4, 10, 25)
+    marks: tuple[int, ...] = (0, 2, 5, 12, 30)
     batch: int = 32
     n_rows: int = 1000
     n_cases: int = 48
     n_asks: int = 24
+
+
+LIVE_ARMS = {"plain": Arm(lr=3e-4), "replay 10 %": Arm(lr=3e-4, replay=0.1)}
 
 
 def desk_rows(tok: Tokenizer, things: Sequence[Case | Ask]) -> Rows:
@@ -60,11 +63,13 @@ def teach_to_refuse(lab: Lab, cfg: LiveConfig) -> tuple[GPT, Rows]:
     return model, rows
 
 
-def erode_chain(lab: Lab, arms: Mapping[str, Arm], cfg: LiveConfig | None = None) -> dict[str, Curve]:
-    """{arm: curve}: step, exact (clean, to the character), refusal, over_refusal along a harmless fine-tune.
+def erode_chain(lab: Lab, arms: Mapping[str, Arm] = LIVE_ARMS,
+                cfg: LiveConfig | None = None) -> tuple[dict[str, Curve], dict[str, GPT]]:
+    """({arm: curve}, {"taught" or arm: model}) of a harmless fine-tune. A curve's rows: step, exact (to the
+    character), refusal, over_refusal.
 
-    Every arm starts from the same model, taught to refuse once. `measured` on cfg.n_cases frozen cases and
-    cfg.n_asks held-out asks of each role, greedy."""
+    Every arm starts from the same model, taught to refuse once. Measured greedily on cfg.n_cases frozen cases and
+    cfg.n_asks held-out asks of each role."""
     cfg = cfg or LiveConfig()
     tok, (taught, old) = lab.load_tokenizer(), teach_to_refuse(lab, cfg)
     state = {k: v.clone() for k, v in taught.state_dict().items()}
@@ -82,13 +87,14 @@ def erode_chain(lab: Lab, arms: Mapping[str, Arm], cfg: LiveConfig | None = None
                 "refusal": score_asks(asks["harmful"], said[n:m])["any_refusal"],
                 "over_refusal": score_asks(asks["twin"], said[m:])["over_refusal"]}
 
-    curves = {}
+    curves, models = {}, {"taught": taught}
     for name, arm in arms.items():
         model = lab.load(lab.sft())
         model.load_state_dict(state)
         curves[name] = erode(model, batches_of(new, cfg.batch, lab.seed), arm, cfg.marks, measure, taught, old,
                              lab.seed, tok.special["<pad>"])
-    return curves
+        models[name] = model
+    return curves, models
 
 
 def launch_gate(lab: Lab, before: GPT, after: GPT, n_cases: int = 400) -> GateDecision:
