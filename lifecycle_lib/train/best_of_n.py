@@ -1,0 +1,74 @@
+"""Controls that take no policy gradient: best-of-n, and SFT on the winners, on as many rollouts as GRPO gets.
+
+Best-of-n draws n answers and keeps the one a proxy scores highest. Its expected score, proxy or gold, is estimated
+without bias from one pool of N answers a prompt (the order-statistic form that pass@k takes for a 0/1 score, Chen et
+al. 2021): the answer of rank i wins among n of N with probability C(i - 1, n - 1) / C(N, n). Equal proxies share.
+Its distance from the policy is log n - (n - 1)/n (Stiennon et al. 2020, appendix G.3): exact when no two answers tie,
+an upper bound otherwise (Beirami et al. 2024).
+
+SFT on winners is rejection sampling (RFT, Yuan et al. 2023); again from the model it made, expert iteration (Anthony
+et al. 2017). Left out: ranking by anything but the reward, deduplication of winners.
+
+Shapes: P prompts, N answers each.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lifecycle_lib.desk.cases import Case
+from lifecycle_lib.model.tokenizer import Tokenizer
+from lifecycle_lib.train.grpo import GRPOConfig, RewardFn, collect
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL(best-of-n || policy) in nats: log n - (n - 1)/n. Raises ValueError for n < 1."""
+    if n < 1:
+        raise ValueError(f"n={n}: best-of-n draws at least 1 answer")
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: np.ndarray, score: np.ndarray, n: int) -> np.ndarray:
+    """Expected `score` of the answer that `proxy` picks among n, for each prompt: (P, N), (P, N) -> (P,).
+
+    Raises ValueError for other shapes, n outside 1..N, or a value that is not finite."""
+    proxy, score = np.asarray(proxy, dtype=float), np.asarray(score, dtype=float)
+    if proxy.ndim != 2 or proxy.shape != score.shape:
+        raise ValueError(f"proxy {proxy.shape} and score {score.shape} must both be (prompts, answers)")
+    size = proxy.shape[1]
+    if not 1 <= n <= size:
+        raise ValueError(f"n={n} of a pool of {size}: n must be 1..{size}; draw more answers or lower n")
+    if not (np.isfinite(proxy).all() and np.isfinite(score).all()):
+        raise ValueError("a proxy or score is not finite; mend the reward function")
+    wins = np.array([math.comb(i, n - 1) / math.comb(size, n) for i in range(size)])  # by rank, lowest first
+    out = np.empty(len(proxy))
+    for row, (p, s) in enumerate(zip(proxy, score)):
+        order = p.argsort(kind="stable")
+        _, group = np.unique(p[order], return_inverse=True)
+        shared = np.bincount(group, wins) / np.bincount(group)  # tied answers are picked equally often
+        out[row] = (shared[group] * s[order]).sum()
+    return out
+
+
+def winners(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, cfg: GRPOConfig, seed: int, step: int,
+            least: float = 1.0) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, answer ids) of the answers paid at least `least`, of one batch of rollouts.
+
+    Raises ValueError when nobody won: there is nothing to imitate."""
+    paid: list[float] = []
+
+    def watched(texts: Sequence[str], where: Sequence[Case]) -> Sequence[float]:
+        paid[:] = reward_fn(texts, where)
+        return paid
+
+    batch = collect(model, tok, cases, watched, cfg, seed, step)
+    kept = []
+    for i, reward in enumerate(paid):
+        if reward >= least:
+            case = cases[i // cfg.group_size]
+            kept.append((tok.encode(case.prompt), batch.rows.ids[i][batch.rows.mask[i]].tolist()))
+    if not kept:
+        raise ValueError(f"none of {len(paid)} answers was paid {least} or more; start from a model that wins "
+                         "now and then")
+    return kept
