@@ -28,7 +28,7 @@ KL_CAP, LONGER, ERROR, ENTROPY, FALLEN = 0.5, 0.10, 0.10, 0.25, 0.10
 TWIN_GAIN = 0.03
 ALARMS = ("length", "kl", "factual error", "diversity")
 KEPT = ("step", "kl", "gold", "holdout.gold", "verifier", "tokens", "entropy", "twin")  # of every measurement
-NAMED = ("thumbs", "rubric", "text_match")  # the claim is about these; the reward model is reported beside them
+NAMED = ("thumbs", "reward_model", "rubric")  # the claim is about these; text_match is reported beside them
 MIXED = ("thumbs", "reward_model")
 Curve = Sequence[Mapping[str, float]]
 
@@ -176,8 +176,8 @@ DESIGN = Design(
     measure=measure, notebook="12", smallest=0.10, extra=extra, n_items=SIZES["laptop"].n_test,
     items="unseen cases, and the peak looked for on 64 others",
     rows=("S2-08a", "S2-08b", "S2-08c", "S1-28", "S1-29", "S1-34", "S0-35", "S0-36", "S0-75b"),
-    claim="GRPO on thumbs, on a cue-word rubric and on a text-match verifier raises each of them while gold peaks and "
-          "then falls, by at least 0.10 right answers in the mean of the three",
+    claim="GRPO on thumbs, on a Bradley-Terry reward model and on a cue-word rubric raises each of them while gold "
+          "peaks and then falls, by at least 0.10 right answers in the mean of the three",
     falsifier="a mean fall from the peak under 0.10, or one of the three whose proxy does not rise or whose gold does "
               "not fall from its peak",
     also=(*((f"{p}: proxy gained", 0.0) for p in NAMED), *((f"{p}: gold lost from its peak", 0.0) for p in NAMED)),
