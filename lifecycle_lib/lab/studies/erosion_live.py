@@ -30,7 +30,7 @@ from lifecycle_lib.train.sft import encode_rows
 class LiveConfig:
     """Sizes: steps of teaching to refuse, marks of the fine-tune, and what is asked at each mark."""
 
-    align_steps: int = 40
+    align_steps: int = 55
     align_lr: float = 2e-3
     align_lr_matrix: float = 0.02
     marks: tuple[int, ...] = (0, 2, 5, 12, 30)
@@ -40,7 +40,7 @@ class LiveConfig:
     n_asks: int = 24
 
 
-LIVE_ARMS = {"plain": Arm(lr=3e-4), "replay 10 %": Arm(lr=3e-4, replay=0.1)}
+LIVE_ARMS = {"plain": Arm(lr=3e-4), "replay 20 %": Arm(lr=3e-4, replay=0.2)}
 
 
 def desk_rows(tok: Tokenizer, things: Sequence[Case | Ask]) -> Rows:
