@@ -14,6 +14,7 @@ from lifecycle_lib.lab.studies import (
     messy,
     mixing,
     overoptimisation_design,
+    preferences,
     recipes,
     removal_design,
     scaling,
@@ -38,4 +39,7 @@ STUDIES: dict[str, Design] = {
     "sft_contract": sft_contract.DESIGN,
     "distillation": distillation.NEEDED,
     "teacher_faults": distillation.FAULTS,
+    "preference_kin": preferences.KIN_DESIGN,
+    "label_noise": preferences.NOISE_DESIGN,
+    "dpo_adam": preferences.ADAM_DESIGN,
 }
