@@ -3,7 +3,7 @@
 - preference_kin: DPO, IPO, KTO, ORPO, SFT on the chosen answers, a reward model with REINFORCE and a KL leash, best of
   four by that reward model: claims left, exact pass, KL spent, CPU seconds.
 - label_noise: a share of the pairs turned round; DPO against robust DPO, which is told the share.
-- dpo_adam: AdamW at three rates against SGD, each AdamW run read where its claim is as unlikely as SGD's: does the
+- dpo_adam: AdamW at two rates against SGD, each AdamW run read where its claim is as unlikely as SGD's: does the
   format pay?
 
 Every arm answers the same frozen cases once at temperature 1. `said` counts answers that mention the label at all, also
@@ -39,9 +39,9 @@ from lifecycle_lib.train.loop import FitConfig, LossFn, fit
 N_ITEMS, BEST_OF, N_PROBE = 256, 4, 64
 KIN = {"dpo": 0.5, "ipo": 0.1, "kto": 0.5, "orpo": 0.5}  # beta of each; IPO's asks for a gap of 5 nats
 RL = reinforce.leashed(grpo.GRPOConfig(n_prompts=16, group_size=8), beta=0.05)
-RL_FIT = FitConfig(steps=15, optimizer="adamw", lr=1e-4, beta2=0.999, warmup_steps=2, checkpoint_every=10_000)
+RL_FIT = FitConfig(steps=30, optimizer="adamw", lr=3e-4, beta2=0.999, warmup_steps=3, checkpoint_every=10_000)
 RM_FIT = FitConfig(steps=20, optimizer="adamw", lr=3e-4, warmup_steps=2, checkpoint_every=10_000)
-ADAM = {"3e-05": 80, "0.0001": 40, "0.0003": 40}  # rate: the most steps
+ADAM = {"3e-05": 60, "0.0001": 30}  # rate: the most steps
 NOISE = (0.2, 0.4)
 
 
@@ -265,7 +265,6 @@ ADAM_DESIGN = Design(
     falsifier="valid JSON under AdamW at 1e-4 is within 2 points of SGD's or above it",
     effects=(("valid JSON, SGD - AdamW 1e-4 at matched claim", "sgd.valid", "adam_0.0001.valid", "share"),
              ("valid JSON, SGD - AdamW 3e-5 at matched claim", "sgd.valid", "adam_3e-05.valid", "share"),
-             ("valid JSON, SGD - AdamW 3e-4 at matched claim", "sgd.valid", "adam_0.0003.valid", "share"),
              ("exact pass, SGD - AdamW 1e-4 at matched claim", "sgd.exact", "adam_0.0001.exact", "share"),
              *_of(("sft", "sgd"), ("said", "claim", "valid", "exact", "kl")),
              *((f"AdamW {r}: reached SGD's claim", f"adam_{r}.reached", None, "share of seeds") for r in ADAM),
