@@ -114,7 +114,7 @@ def test_generated_rates_are_the_measured_ones(register):
 def test_a_generator_with_one_wrong_rate_is_caught(name, factor):
     broken = copy.deepcopy(RATES)
     broken["registers"]["phone"][name]["rate"] *= factor
-    rows = fit_report(sample_messages(5000, broken, "phone", seed=11), RATES["registers"]["phone"])
+    rows = fit_report(sample_messages(3000, broken, "phone", seed=11), RATES["registers"]["phone"])
     assert name in {r["name"] for r in rows if abs(r["z"]) > 4}
 
 
@@ -125,7 +125,7 @@ def test_a_generator_that_lowers_the_first_i_as_well_is_caught(monkeypatch):
 
     real = messy._cased
     monkeypatch.setattr(messy, "_cased", cased)
-    rows = fit_report(sample_messages(5000, RATES, "shorthand", seed=11), RATES["registers"]["shorthand"])
+    rows = fit_report(sample_messages(3000, RATES, "shorthand", seed=11), RATES["registers"]["shorthand"])
     assert "lower_start" in {r["name"] for r in rows if abs(r["z"]) > 4}
 
 

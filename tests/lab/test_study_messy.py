@@ -3,14 +3,16 @@
 import itertools
 import random
 
+import matplotlib.pyplot as plt
 import pytest
 
 from lifecycle_lib.core.store import Store
-from lifecycle_lib.desk.messy import CAUSES
+from lifecycle_lib.desk.messy import CAUSES, load_rates
 from lifecycle_lib.desk.messy_measure import js_divergence, trigrams
 from lifecycle_lib.desk.world import REASONS
+from lifecycle_lib.lab.design import summarise
 from lifecycle_lib.lab.stages import Lab
-from lifecycle_lib.lab.studies import STUDIES, messy
+from lifecycle_lib.lab.studies import STUDIES, messy, messy_figures
 from lifecycle_lib.lab.studies.messy import CUSTOMERS, PLAYERS, TEACHER, WRITERS, drawn, reader_tokens, shapley, worth
 
 
@@ -76,9 +78,14 @@ def test_the_customers_lie_nearest_to_themselves():
     assert far["teacher"] > 2 * far["customers"]
 
 
-def test_every_effect_has_its_numbers_and_stages_are_kept(tmp_path):
-    lab = Lab("smoke", seed=5, device="cpu", store=Store(tmp_path / "s"))
-    row, made = messy.measure(lab)
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    lab = Lab("smoke", seed=5, device="cpu", store=Store(tmp_path_factory.mktemp("store")))
+    return lab, *messy.measure(lab)
+
+
+def test_every_effect_has_its_numbers_and_stages_are_kept(smoke):
+    lab, row, made = smoke
     needed = {k for _, a, b, _ in messy.DESIGN.effects for k in (a, b) if k}
     assert needed <= set(row) and len({a.fingerprint for a in made}) == len(made) == len(WRITERS) + 6
     assert messy.measure(lab)[1][0].path == made[0].path
@@ -87,3 +94,19 @@ def test_every_effect_has_its_numbers_and_stages_are_kept(tmp_path):
     assert sum(parts) == pytest.approx(row["teacher.clean"] - row["teacher.messy"])
     assert sum(row[f"lost to {c}, typing"] for c in CAUSES) == pytest.approx(row["typing"])
     assert STUDIES["D10"] is messy.DESIGN and TEACHER in WRITERS.values()
+
+
+def test_the_figures_draw_what_was_recorded(smoke):
+    _, row, _ = smoke
+    effects, _ = summarise(messy.DESIGN, [row, row])
+    evidence = {"effects": effects, "seeds": [0, 1], "n_cases": 400, "extra": messy.summary([row, row])}
+    drawn_rows = messy_figures.rows_figure(evidence, [(0, 0.5), (100, 0.8)])
+    line = drawn_rows.axes[0].containers[1].lines[0]
+    assert line.get_ydata()[0] == pytest.approx(100 * row["teacher.messy"])
+    bars = messy_figures.causes_figure(evidence, dict.fromkeys(PLAYERS, 0.1)).axes[0].patches
+    assert len(bars) == len(PLAYERS) + len(CAUSES)
+    points = messy_figures.distance_figure(evidence).axes[0].lines
+    assert [p.get_xdata()[0] for p in points] == [row[f"{w}.divergence"] for w in WRITERS]
+    rates = messy_figures.rates_figure(load_rates()).axes[0]
+    assert len(rates.get_yticklabels()) == 7
+    plt.close("all")
