@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from lifecycle_lib.core.stats import Effect, paired_effect
 from lifecycle_lib.lab.figures import INK, SERIES, _finish, _start, _whiskers
 from lifecycle_lib.lab.studies.erosion import Curve
+from lifecycle_lib.lab.studies.ledger import CHAIN_SKILLS, CHAIN_STAGES, PATHS, SKILLS
 
 GREY = "#808080"
 LINES = {"exact": "exact pass on unseen cases", "refusal": "refusal of harmful asks",
@@ -93,6 +94,23 @@ def equal_skill_figure(rows: Sequence[Mapping], arms: Sequence[str], target: flo
     fig.legend(loc="outside right upper")
     return _finish(fig, f"n = {n} seeds; whiskers: 95 % t intervals, cut at 0 and 100.",
                    "skill beyond the target, other skills")
+
+
+def chain_cells() -> dict[str, dict[str, str]]:
+    """Cells of the chain's ledger: its four trained stages."""
+    return {s: {k: f"chain.{s}.{k}" for k in CHAIN_SKILLS} for s in CHAIN_STAGES}
+
+
+def path_cells(path: str) -> dict[str, dict[str, str]]:
+    """Cells of one small path, a row a stage: "base", then each "after ..."."""
+    stages = ("all at once",) if PATHS[path].joint else PATHS[path].order
+    names = ("base", *(f"after {s}" for s in stages))
+    return {name: {k: f"{path}.{i}.{k}" for k in SKILLS} for i, name in enumerate(names)}
+
+
+def last_cells() -> dict[str, dict[str, str]]:
+    """Cells of every small path at its end: what each way of training kept."""
+    return {name: {k: f"{name}.last.{k}" for k in SKILLS} for name in PATHS}
 
 
 def ledger_figure(rows: Sequence[Mapping], cells: Mapping[str, Mapping[str, str]], title: str,

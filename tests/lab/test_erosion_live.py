@@ -7,10 +7,19 @@ from lifecycle_lib.core.store import Store
 from lifecycle_lib.desk.cases import draw_cases
 from lifecycle_lib.desk.safety import draw_asks
 from lifecycle_lib.judge.gates import GateRefused
-from lifecycle_lib.lab.forgetting_figures import curves_of, equal_skill_figure, erosion_figure, ledger_figure
+from lifecycle_lib.lab.forgetting_figures import (
+    chain_cells,
+    curves_of,
+    equal_skill_figure,
+    erosion_figure,
+    last_cells,
+    ledger_figure,
+    path_cells,
+)
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies.erosion import Arm
 from lifecycle_lib.lab.studies.erosion_live import LiveConfig, desk_rows, erode_chain, launch_gate
+from lifecycle_lib.lab.studies.ledger import DESIGN
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +58,14 @@ def rows_by_hand():
                 for s, e, r in ((0, 0.0, 0.9), (10, 0.3, 0.1))]
     return [{"plain.curve": curve(d), "plain.refusal": 0.1 + d, "plain.over_refusal": 0.2, "plain.reached": 1.0,
              "a": 0.4 + d, "b": 0.9} for d in (0.0, 0.02, 0.04)]
+
+
+def test_cells_name_what_the_ledger_records():
+    keys = {key for _, a, b, _ in DESIGN.effects for key in (a, b) if key}
+    for cells in (chain_cells(), path_cells("none"), last_cells()):
+        assert {key for line in cells.values() for key in line.values()} <= keys
+    assert list(path_cells("policy last")) == ["base", "after reading", "after chat", "after policy"]
+    assert list(path_cells("all at once")) == ["base", "after all at once"]
 
 
 def test_figures_draw_what_the_rows_hold():
