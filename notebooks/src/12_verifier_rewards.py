@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   lifecycle:
-#     rows: [S0-05, S1-19, S1-26, S1-27, S1-28, S1-29, S1-30, S1-31, S1-32, S1-33, S1-34, S1-90]
+#     rows: [S0-05, S0-35, S0-36, S0-75b, S1-19, S1-26, S1-27, S1-28, S1-29, S1-30, S1-31, S1-32, S1-33, S1-34, S1-90, S2-08a, S2-08b, S2-08c, S2-08d]
 # ---
 # %% [markdown]
 # # What will a model do when code pays it 1 or 0?
@@ -14,13 +14,14 @@
 #
 # - write a verifier that compares an answer with trusted facts, and say where its trust ends;
 # - attack a verifier with mutants and read which bad answers it pays for;
-# - derive GRPO on one screen and check it, value and gradient, against TRL;
+# - derive GRPO on one screen, tell its published variants apart, and check them, value and gradient, against TRL;
+# - say which KL estimator is right in value and which in gradient;
 # - tell from samples, before any training, what a reward will teach;
-# - watch a weak verifier being cheated, name the shortcut, and stop the checkpoint at the gate.
+# - over-optimise a proxy in four costumes, find the peak, and choose a governor and an alarm.
 #
 # **Needs** the SFT checkpoint and the finished chain (from the store, or built first in about 7 minutes of one CPU
-# core). **Makes** no artifact: its checkpoints live and die here. From a warm store it takes about a minute of one CPU
-# core and 1.4 GB of memory (TRL included); two thirds of the time are three live training runs.
+# core). **Makes** one artifact, a checkpoint with manners, and a GRPO run from it; they go to the store. From a warm
+# store it takes a minute or so of one CPU core and 1.4 GB of memory (TRL included), most of it live training.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -398,6 +399,107 @@ still = (grads["TRL"] == 0) & (mask == 1) & (advantages[:, None] != 0)
 print(f"{int(still.sum())} of {int(mask.sum())} answer tokens clipped: gradient exactly zero in all three")
 
 # %% [markdown]
+# ## The variants, side by side
+#
+# "GRPO" in a paper's title leaves three choices open. First: by what is the advantage divided? Two groups, one where
+# half the answers are right, one where a single answer of eight is.
+
+# %%
+half, rare = [1.0, 0, 1, 0, 1, 0, 1, 0], [1.0, 0, 0, 0, 0, 0, 0, 0]
+for scale in ("group", "population", "batch", "none"):
+    a = group_advantages(torch.tensor(half + rare), 8, scale)
+    print(f"std of {scale:10}: a right answer gets {a[0]:.2f} in the even group, {a[8]:.2f} in the hard one, "
+          f"{a[8] / a[0]:.2f} times as much")
+
+# %% [markdown]
+# Sample or population is one common factor, a learning rate in disguise. By group or not is a decision: the group's
+# std pays a rare success nearly three times as much, "none" (Dr. GRPO) less than twice.
+#
+# Second: over what are tokens averaged? An answer of 4 tokens and one of 12, same advantage. How hard is *one token* of
+# each pushed?
+
+# %%
+uneven = (torch.arange(12) < torch.tensor([[4], [12]])).float()
+for loss_type in ("grpo", "bnpo", "dapo", "dr_grpo"):
+    flat = torch.zeros(2, 12, requires_grad=True)
+    loss, _ = grpo_loss(flat, torch.zeros(2, 12), torch.ones(2), uneven, loss_type=loss_type, max_tokens=12)
+    push = -torch.autograd.grad(loss, flat)[0]
+    print(f"{loss_type:8} a token of the short answer {push[0, 0]:.4f}, of the long one {push[1, 0]:.4f}")
+
+# %% [markdown]
+# `grpo` pushes a token of the short answer three times as hard: a wrong answer is punished less a token if it is long.
+# That is the length bias that DAPO and Dr. GRPO remove. `bnpo` and `dapo` differ only when a batch is split.
+#
+# Third: is the ratio one a token, or one an answer (GSPO)? All of them against TRL, value and gradient:
+
+# %%
+for loss_type, level in product(("grpo", "bnpo", "dapo", "dr_grpo"), ("token", "sequence")):
+    trainer.loss_type, trainer.importance_sampling_level, trainer.max_completion_length = loss_type, level, 12
+    ours = grpo_loss(new, old, advantages, mask, loss_type=loss_type, ratio_level=level, max_tokens=12)[0]
+    theirs = trl_loss(new)
+    apart = max((ours - theirs).abs().item(),
+                (torch.autograd.grad(ours, new)[0] - torch.autograd.grad(theirs, new)[0]).abs().max().item())
+    assert apart < 1e-6, (loss_type, level, apart)
+print("8 variants: TRL's value and gradient within 1e-6")
+trainer.loss_type, trainer.importance_sampling_level = "dapo", "token"
+
+# %% [markdown]
+# ## Three estimators of one KL
+#
+# A KL term holds the policy to a reference. It is estimated from the sampled tokens, in one of three ways (Schulman
+# 2020), with p the policy's probability of the token and q the reference's. Predict: which has the right *value* in
+# expectation, which the right *gradient* when you simply differentiate it?
+#
+# | | |
+# |---|---|
+# | k1 | log(p/q) |
+# | k2 | log(p/q)² / 2 |
+# | k3 | q/p - 1 - log(q/p) |
+
+# %%
+from lifecycle_lib.train.grpo import kl_estimate
+
+logits = torch.tensor([0.9, -0.4, 0.3, -1.2, 0.5], requires_grad=True)
+log_p, log_q = logits.log_softmax(0), torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15]).log()
+weight = log_p.exp().detach()  # tokens are drawn from the policy; the draw has no gradient
+true_kl = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (log_p, log_q)))
+slope = torch.autograd.grad(true_kl, logits, retain_graph=True)[0]
+
+# %%
+cosine = lambda a, b: float(torch.nn.functional.cosine_similarity(a, b, dim=0)) if a.norm() > 1e-6 else 0.0  # noqa: E731
+print(f"exact KL {true_kl.item():.4f}, its gradient has length {slope.norm():.3f}")
+for kind in ("k1", "k2", "k3"):
+    k, ratio = kl_estimate(log_p, log_q, kind), (log_p - log_p.detach()).exp()
+    plain, weighted = (torch.autograd.grad((weight * x).sum(), logits, retain_graph=True)[0] for x in (k, ratio * k))
+    spread = (weight * (k - (weight * k).sum()) ** 2).sum().sqrt()
+    print(f"{kind}: value {(weight * k).sum():.4f} (sd {spread:.2f}); gradient {plain.norm() / slope.norm():.2f} of the "
+          f"true length, cosine {cosine(plain, slope):.2f}; times the ratio: {weighted.norm() / slope.norm():.2f}, "
+          f"{cosine(weighted, slope):.2f}")
+
+# %% [markdown]
+# k1 and k3 are right in value, k3 with less noise. As a *loss*, k1 does nothing at all: its gradient is zero in
+# expectation. k2 is right. k3 pulls along another KL, that of the reference to the policy. Multiply by the ratio, and
+# k1 and k3 are right, k2 is not. TRL multiplies k3 by it (`use_bias_correction_kl`), and so does the library.
+#
+# ## A reward function that breaks
+#
+# It is your code, and it meets answers that you never imagined. It should score them; if it raises, or returns NaN or
+# too few values, the run must stop and say on which answer.
+
+# %%
+import json
+
+from lifecycle_lib.train.grpo import rewards_of
+
+odd = ['{"eligible":true}', "sure thing!"]
+for name, broken in {"raises": lambda t, c: [float(json.loads(x)["eligible"]) for x in t],
+                     "NaN": lambda t, c: [1.0, float("nan")], "too few": lambda t, c: [1.0]}.items():
+    try:
+        rewards_of(broken, odd, asked[:2])
+    except ValueError as refusal:
+        print(f"{name:8}", refusal)
+
+# %% [markdown]
 # ## Predict
 #
 # Two forecasts before anything trains. What does the full verifier gain in 30 steps? And which weak verifier will be
@@ -451,11 +553,12 @@ from lifecycle_lib.train.loop import fit
 
 train_cases = draw_cases(lab.profile.n_rl_cases, seed, "rlvr")
 steps = replace(lab.profile.rlvr, steps=live_steps)
+cfg = replace(lab.profile.grpo, n_prompts=min(16, lab.profile.grpo.n_prompts))  # half of the recorded runs' batch
 
 
 def train(name):
     """(model, history) after live_steps of GRPO on the verifier called `name`, from the SFT checkpoint."""
-    seen, paying, cfg = [], reward_of(name), lab.profile.grpo
+    seen, paying = [], reward_of(name)
 
     def watched(texts, cases):
         seen.append({"right": np.mean([t == c.answer for t, c in zip(texts, cases)]),
@@ -570,20 +673,36 @@ finish(fig, f"n = {len(probe)} cases, {n_samples} answers each, one seed; band: 
        "k beyond the samples, other seeds")
 
 # %% [markdown]
-# ## The weak verifiers, live
+# ## Two rivals that never compute a policy gradient
 #
-# Now the two that had a slope. Your forecast is on record.
+# GRPO spent rollouts. What would the same rollouts have bought otherwise? **Best-of-n**: sample n answers, keep the one
+# that the verifier pays (it must run while serving). **SFT on the winners**: sample, keep the paid answers, imitate
+# them once, or in three rounds (expert iteration). Recorded from one common start, as many rollouts each:
 
 # %%
-for name in ("eligible_true_only", "length"):
-    arms[name], runs[name] = train(name)
-    first, last = (np.mean([[r["reward"], r["right"], r["claims"]] for r in part], axis=0)
-                   for part in (runs[name][:2], runs[name][-2:]))
-    print(f"{name:19} own reward {first[0]:.2f} -> {last[0]:.2f}, exact {100 * first[1]:.0f} -> {100 * last[1]:.0f} %, "
-          f"mentions a label {100 * first[2]:.0f} -> {100 * last[2]:.0f} %")
+d4 = recorded("D4")
+show_evidence("D4", ["verifier, GRPO: outcome - start", "verifier, winners once: outcome - start",
+                     "verifier, winners three times: outcome - start", "outcome, GRPO - winners once",
+                     "outcome, GRPO - winners three times",
+                     "verifier, best of 8 at serving: outcome - best of 1"], claim=False)
 
 # %% [markdown]
-# A dashboard that shows the reward shows success. Score the three checkpoints on the frozen evaluation.
+# RIVALS_PROSE
+#
+# ## A weak verifier, live
+#
+# Now one that had a slope. Your forecast is on record.
+
+# %%
+name = "eligible_true_only"
+arms[name], runs[name] = train(name)
+first, last = (np.mean([[r["reward"], r["right"], r["claims"]] for r in part], axis=0)
+               for part in (runs[name][:2], runs[name][-2:]))
+print(f"{name:19} own reward {first[0]:.2f} -> {last[0]:.2f}, exact {100 * first[1]:.0f} -> {100 * last[1]:.0f} %, "
+      f"mentions a label {100 * first[2]:.0f} -> {100 * last[2]:.0f} %")
+
+# %% [markdown]
+# A dashboard that shows the reward shows success. Score both checkpoints on the frozen evaluation.
 
 # %%
 from lifecycle_lib.judge.evals import evaluate
@@ -619,7 +738,7 @@ for name in arms:
 
 # %%
 NAMED = ("its own reward", "exact pass", "says a label was created")
-fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.8), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(8.2, 3.8), sharey=True)
 for ax, name in zip(axes, arms):
     pairs = zip(measures("SFT", name), measures(name, name), NAMED, SERIES)
     for a, b, label, (colour, marker, line, _) in pairs:
@@ -653,25 +772,15 @@ for name, report in reports.items():
         print(f"  {100 * n / len(eval_cases):3.0f} %  {shape}")
 
 # %%
-for name in ("eligible_true_only", "length"):
-    said = reports[name]["answers"]
-    wrong = [t for t in zip(reward_of(name)(said, eval_cases), said, eval_cases) if t[1] != t[2].answer]
-    score, text, case = max(wrong, key=lambda t: t[0])
-    print(f"{name}: pays {score:.2f}\n  said  {text}\n  right {case.answer}")
+said = reports["eligible_true_only"]["answers"]
+wrong = [(t, c) for t, c in zip(said, eval_cases) if '"eligible":true' in t and t != c.answer]
+text, case = wrong[0] if wrong else (said[0], eval_cases[0])
+print(f"paid {reward_of('eligible_true_only')([text], [case])[0]:.0f}\n  said  {text}\n  right {case.answer}")
 
 # %% [markdown]
-# The first shortcut has a business name: approve everyone. The second is padding, and the handiest padding this model
-# knows is the label it never made; given time, it drops the closing brace too. Nobody wrote either behaviour down. The
-# pay did.
+# The shortcut has a business name: approve everyone. Nobody wrote it down. The pay did.
 #
-# One more trap. How many claims does the evaluation report for `length`?
-
-# %%
-for name, report in reports.items():
-    said = np.mean([CLAIM in text for text in report["answers"]])
-    counted, valid = report["invented_claim_rate"], report["json_validity"]
-    print(f"{name:19} mentions a label {100 * said:3.0f} %   counted as claims {100 * counted:3.0f} %   "
-          f"valid JSON {100 * valid:3.0f} %")
+# One more trap, from the recorded runs of `length`: what does a claim rate mean where little parses?
 
 # %%
 per_seed = recorded("weak_verifier")["per_seed"]
@@ -680,8 +789,8 @@ for key in ("length.json_validity", "length.invented_claim_rate"):
     print(f"recorded, 30 steps, {len(values)} seeds: {key} {min(values):.0f} to {max(values):.0f} %")
 
 # %% [markdown]
-# An answer without its brace is not JSON, so no field of it is read, so no claim is counted. Broken answers hide lies: a
-# claim rate means something only beside the JSON validity.
+# Paid for length, the model rambles past its closing brace. An answer without its brace is not JSON, so no field of it
+# is read, so no claim is counted. Broken answers hide lies: read a claim rate beside the JSON validity.
 #
 # ## The gate
 #
@@ -805,6 +914,161 @@ for v in weak:
     print(f"full - {v:19} {100 * e.estimate:+4.0f} points [{100 * e.low:.0f}, {100 * e.high:.0f}]")
 
 # %% [markdown]
+# ## The same failure in four costumes
+#
+# A verifier was only one kind of proxy. To let the model find the shortcuts of the others, we first teach it manners: a
+# short SFT on right answers, half of which carry a note (sorry, by policy, send back, now and then a promise, or a
+# second ruling). What is never sampled cannot be reinforced. **Gold** is what the desk wants: the decision right (1
+# point), a courteous note (+0.2), each word beyond 4 (-0.04), a promise nobody keeps (-0.5).
+#
+# | costume | pays for |
+# |---|---|
+# | thumbs | clicks of users who like yes, sorry, length, promises |
+# | reward model | 400 noisy pairs, Bradley-Terry on the text alone |
+# | rubric | three cues in cue words, up to three of each |
+# | text match | right id and right ruling, anywhere |
+
+# %%
+from lifecycle_lib.desk.cases import golden_case
+from lifecycle_lib.lab.studies import costumes
+
+mug = golden_case()
+for note in ("", " sorry", " sorry by policy send back", " sorry" * 9, " refund sent", " or false"):
+    text = mug.answer if not note else f'{mug.answer[:-1]},"note":"{note}"}}'
+    print(f"gold {costumes.gold(text, mug):+.2f}  thumbs {costumes.click_probability(text, mug):.2f}  rubric "
+          f"{costumes.rubric(text):.2f}  text match {costumes.text_match(text, mug):.0f}  note{note[:30]!r}")
+
+# %% [markdown]
+# Nine apologies please the thumbs and bore the reader. Before you look: in which costume does gold fall first, and
+# which would you notice first, longer answers, drift (KL), wrong facts, or lost variety?
+
+# %%
+falls_first, rings_first = "thumbs", "length"  # a colleague's
+
+# %% [markdown]
+# One costume live, the rubric. It has a twin that asks for the same three things in other words (pardon, by rule,
+# collect). A model that became *kinder* raises both.
+
+# %%
+from lifecycle_lib.core.records import read_json
+from lifecycle_lib.lab.studies import overoptimisation as study
+
+size = study.SIZES[lab.profile.name]
+live = read_json(study.arm(lab, size, study.start(lab, size), "rubric").file("curve.json"))
+for r in live["curve"]:
+    print(f"step {r['step']:2}  KL {r['kl']:5.2f}  rubric {r['rubric']:.2f}  twin {r['twin']:.2f}  right "
+          f"{100 * r['verifier']:3.0f} %  gold {r['gold']:+.2f}  {r['tokens']:.0f} tokens an answer")
+
+# %%
+for text in live["said"][:3]:
+    print(text)
+
+# %% [markdown]
+# COSTUME_LIVE_PROSE Now the recorded seeds, all four costumes and the control.
+
+# %%
+named = [f"{proxy}: {what}" for proxy in costumes.PROXIES for what in ("proxy gained", "gold lost from its peak")]
+show_evidence("D4", ["gold lost from its peak, mean of three", *named, "verifier: gold lost from its peak",
+                     "verifier: gold, end - start"])
+
+# %%
+from lifecycle_lib.lab.studies.overoptimisation_figures import costumes_figure, governors_figure, rounds_figure
+
+peaks = d4["extra"]["peaks"]
+_ = costumes_figure(d4["per_seed"], peaks, "other clicks, other raters, larger models, longer runs")
+plt.show()
+
+# %%
+for name, at in peaks.items():
+    print(f"{name:13} gold is highest at KL {at['kl']:5.2f} [{at['low']:.2f}, {at['high']:.2f}] nats an answer")
+
+# %% [markdown]
+# COSTUMES_PROSE
+#
+# ## Why did it work before it broke?
+#
+# Each proxy agreed with gold where it was first met: on the answers of the start. Correlation there, and the gold that
+# a little pressure (best of 8), more of it (best of 64) and training to the end bought:
+
+# %%
+mean_of = lambda key: np.mean([row[key] for row in d4["per_seed"]])  # noqa: E731
+for proxy in (*costumes.PROXIES, "verifier"):
+    start_gold = mean_of(f"{proxy}.bon1.gold")
+    gains = [mean_of(f"{proxy}.bon{n}.gold") - start_gold for n in (8, 64)]
+    print(f"{proxy:13} correlation with gold {mean_of(f'{proxy}.correlation'):.2f}   best of 8 {gains[0]:+.2f}   best of 64 "
+          f"{gains[1]:+.2f}   GRPO to the end {mean_of(f'{proxy}.gold_change'):+.2f}")
+
+# %% [markdown]
+# CORRELATION_PROSE
+#
+# The rubric, its twin and the outcome, over the recorded seeds:
+
+# %%
+show_evidence("D4", ["rubric: proxy gained", "rubric: its twin gained", "rubric: outcome, end - start"], claim=False)
+
+# %% [markdown]
+# TWIN_PROSE
+#
+# ## Governors
+#
+# Who should have stopped it, and what does stopping cost? `kl cap`: ship the last checkpoint within 0.5 nats. `outcome
+# gate`: score a holdout by the verifier, stop when it is 10 points under its best, ship that best. `mixed`: half of the
+# pay comes from the verifier. `twin`: stop when the rubric rises and its twin does not follow. `verifier`: drop the
+# proxy, pay by the hardened verifier.
+
+# %%
+_ = governors_figure(d4["per_seed"], "governors in combination, a human sample, other thresholds")
+plt.show()
+
+# %%
+from lifecycle_lib.lab.studies.overoptimisation_design import GOVERNORS
+
+for proxy, governors in GOVERNORS.items():
+    free = mean_of(f"{proxy}.none.proxy")
+    kept = [f"{which} {mean_of(f'{proxy}.{which}.gold'):+.2f} ({100 * mean_of(f'{proxy}.{which}.proxy') / max(free, 1e-9):.0f} %)" for which in governors]
+    print(f"{proxy:13}", "   ".join(kept))
+print("gold gained over the start (and share of the unguarded gain in proxy)")
+
+# %% [markdown]
+# GOVERNOR_PROSE
+#
+# ## Which alarm rings first?
+#
+# Rules set before the runs: `length`, answers 10 % longer; `kl`, past 0.5 nats; `factual error`, the holdout's outcome
+# 10 points under its best; `diversity`, entropy a token moved by a quarter. Gold "has fallen" when it lies 0.10 under
+# its best. Lead is in steps before that; negative is too late. A ring on the control is a false alarm.
+
+# %%
+alarms, false_alarms = d4["extra"]["alarms"], d4["extra"]["false alarms"]
+for proxy, heard in alarms.items():
+    n = heard["seeds whose gold fell"]
+    leads = {a: heard[a]["lead in steps"] for a in false_alarms}
+    print(f"{proxy:13} gold fell in {n} seeds; lead:", ", ".join(f"{a} {np.mean(v):+.1f}" for a, v in leads.items() if v))
+print("false alarms on the control:", ", ".join(f"{a} {n:.0f} of {len(d4['seeds'])}" for a, n in false_alarms.items()))
+
+# %% [markdown]
+# ALARM_PROSE
+#
+# ## The dashboard with one number
+#
+# The thumbs arm again, release by release, as a team would have met it. Cover the right half. At which release do you
+# stop, and on what rule?
+
+# %%
+_ = rounds_figure(d4["per_seed"], "thumbs", "real users, seasons, a team that reads transcripts")
+plt.show()
+
+# %%
+from lifecycle_lib.lab.studies.overoptimisation_design import curve_of
+
+releases = [curve_of(row, "thumbs") for row in d4["per_seed"]]
+for i in range(min(map(len, releases))):
+    thumbs, right = (100 * np.mean([c[i][key] for c in releases]) for key in ("thumbs", "verifier"))
+    print(f"release {i}: thumbs {thumbs:2.0f} %, outcome right {right:2.0f} %")
+
+# %% [markdown]
+# DASHBOARD_PROSE
+#
 # ## Break it on purpose
 #
 # Three bugs that train without an error message. First the checks, each a property that holds for any correct GRPO.
@@ -997,9 +1261,6 @@ assert torch.allclose(enumerated, exact, atol=1e-6), "the expected update is not
 # reason: all three fields null. Everything else is an attack.
 
 # %% nbgrader={"grade": false, "grade_id": "pays", "locked": false, "schema_version": 3, "solution": true, "task": false}
-import json
-
-
 def pays(text, order, policies, reason):
     """1.0 for exactly the right answer, else 0.0."""
     ### BEGIN SOLUTION
