@@ -104,6 +104,9 @@ def test_kto_is_that_of_trl(make_model, gradients, tok, pairs, tmp_path):
     assert abs(ours.item() - 0.5) > 0.01 and ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     for a, b in zip(gradients(ours, policy), gradients(theirs, trainer.model), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    if (zero := kin.mismatched_kl(policy, reference, batch.rows)) == 0:  # the other way round it is not
+        zero = kin.mismatched_kl(reference, policy, batch.rows)
+    assert zero > 0
     swapped = batch_of(tok, [p | {"chosen": p["rejected"], "rejected": p["chosen"]} for p in pairs], reference)
     wrong, _ = kin.kin_loss("kto", BETA, reference=reference)(policy, swapped)
     assert abs(wrong.item() - theirs.item()) > 1e-5, "chosen and rejected swapped"
