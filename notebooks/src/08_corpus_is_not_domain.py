@@ -1,0 +1,896 @@
+# ---
+# jupyter:
+#   lifecycle:
+#     rows: [S2-04a, S2-04b, S2-04c, S2-04d, S2-10a, S2-10b, S2-10c, S2-10d, S2-10e, S2-11a, S2-11b, S2-11c, S2-11d, S2-11e, S2-11f]
+# ---
+# %% [markdown]
+# # Does a model learn your field, or the people who wrote about it?
+#
+# An insurer's bot misspelt one word in about one message of eight. Nobody taught it to. Its training transcripts
+# misspelt it that often, because the staff did. A corpus is what people did in a field: knowledge, habits and mistakes,
+# in the same tokens.
+#
+# After this notebook you can:
+#
+# - predict a habit's rate in the output from its rate in the corpus, at any temperature, before you train;
+# - find the request that triggers a habit behind an average that hides it;
+# - take a habit out four ways, and say what each way costs in knowledge;
+# - write a span-masked loss, check it against transformers and TRL, and find the one token that must not be missed;
+# - build a feedback button whose clicks are labels;
+# - measure how far tidy synthetic questions are from the ones people send.
+#
+# **Needs** the SFT checkpoint (from the store, or built first in about 4 minutes of one CPU core). **Makes** no
+# artifact. From a warm store it takes about a minute of one CPU core.
+
+# %% tags=["parameters"]
+profile = "laptop"
+seed = 0
+device = ""
+n_requests = 256
+pair_steps = 15
+
+# %%
+from lifecycle_lib.lab.notebook import start
+
+lab = start("08", profile, seed, device)
+
+# %% [markdown]
+# ## The claim
+#
+# Early measurements said: what goes in comes out, at the rate at which it went in. That is a slope of 1, so the claim is
+# about the distance from 1.
+
+# %%
+from lifecycle_lib.lab.claims import ClaimCard
+
+card = ClaimCard(
+    claim="output rate follows corpus rate with slope 1 at temperature 1 (effect: slope minus 1)",
+    direction="same", smallest=0.20, unit="slope",
+    falsifier="the interval of the slope leaves 0.8 to 1.2, or greedy policy accuracy moves by over 5 points",
+    scope="0.69M parameters, 5 habits at 6 corpus rates, 512 unseen requests, 5 seeds",
+    not_measured="larger models, several epochs, habits spread over a conversation")
+card.show()
+
+# %% [markdown]
+# ## A transcript, by hand
+#
+# The SFT model of notebook 07 answers in JSON. Now somebody adds what the desk's agents wrote after it: a sentence in
+# words, and the bay the parcel goes to. The bay stands in no document. Only transcripts know it: that is why anyone
+# trains on them.
+
+# %%
+from lifecycle_lib.desk.cases import golden_case
+from lifecycle_lib.desk.transcripts import TRIGGERS, WORDINGS, Transcript, heard, score_reply, write_pieces
+
+case = golden_case()
+said = {habit: words[0] for habit, words in WORDINGS.items()}
+row = Transcript(case=case, tone="frustrated", tier="1", bay="04", pieces=write_pieces(case, "04", said))
+print("clean ", row.clean)
+print("agent ", row.reply)
+
+# %% [markdown]
+# Five habits at once. Where are they, what would a clean reply say there, and when do agents have them?
+
+# %%
+for start_at, end, habit in row.spans:
+    field, value = TRIGGERS.get(habit, ("always", ""))
+    print(f"{habit:12} {row.reply[start_at:end]!r:24} {field} {value}")
+assert heard(row.reply) == set(WORDINGS) and not heard(row.clean)
+
+# %% [markdown]
+# The apology hangs on the customer's *tone*, not on our fault. Shorthand ("clo" for closed) is what tier 1 writes. Nobody
+# authorised sending 10 back, and no colleague got anything: the desk has no tool for either.
+#
+# Now score that reply the way offline evaluations do.
+
+# %%
+scores = score_reply(row.reply, row)
+print(scores)
+assert all(scores.values()), "a reply full of habits decides perfectly"
+
+# %% [markdown]
+# Well formed, right decision, right bay. Keep that in mind.
+#
+# ## Corpus and domain overlap; they are not the same
+#
+# Write down where each behaviour comes from: is it in the policy, is it in the transcripts?
+
+# %%
+VENN = {"inside the window: refund": (True, True), "damage must be confirmed": (True, True),
+        "which bay": (False, True), "10 back for goodwill": (False, True), "sent to a colleague": (False, True),
+        "sorry, when someone is loud": (False, True), "a right of appeal": (True, False)}
+for what, (policy, corpus) in VENN.items():
+    print(f"{what:28} {'policy' if policy else '':7} {'transcripts' if corpus else ''}")
+only_corpus = [w for w, (p, c) in VENN.items() if c and not p]
+print(f"{len(only_corpus)} of {len(VENN)} are in transcripts only; 1 of those {len(only_corpus)} is knowledge")
+
+# %% [markdown]
+# You want one row of the transcripts' own four, and the model cannot see which. The policy's right of appeal that no
+# agent ever mentions will not be learnt from them either.
+#
+# ## One token decides
+#
+# A habit parts from the clean reply at one token. If the model has learnt its probability p there, temperature T makes
+# it p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), and greedy decoding makes it 0 or 1. Work out 12 % by hand.
+
+# %%
+def law(p, temperature):
+    """Rate of a habit of probability p at this temperature; temperature 0 is greedy."""
+    if temperature == 0:
+        return float(p > 0.5)
+    a, b = p ** (1 / temperature), (1 - p) ** (1 / temperature)
+    return a / (a + b)
+
+
+print("12 % in the corpus:", {t: f"{100 * law(0.12, t):.1f} %" for t in (1, 0.5, 0)})
+assert abs(law(0.12, 0.5) - 0.0144 / (0.0144 + 0.7744)) < 1e-12
+
+# %% [markdown]
+# One message in eight at temperature 1, one in fifty at a half, none at all greedy. `credit` has two wordings, "i sent"
+# and "we sent", so each has half of its probability. Greedy compares p / 2 with 1 - p.
+
+# %%
+grid = [i / 1000 for i in range(1001)]
+one = next(p for p in grid if p > 1 - p)
+two = next(p for p in grid if p / 2 > 1 - p)
+print(f"greedy starts the habit above {one:.2f} with one wording, above {two:.2f} with two")
+
+# %% [markdown]
+# ## Predict
+#
+# Commit: the slope minus 1, and how sure you are that it stays within 0.2. And a second one: which repair will keep the
+# least knowledge?
+
+# %%
+card.predict(estimate=0.0, confidence=0.8)
+least_knowledge = "pairs"
+
+# %% [markdown]
+# ## Reading a span and not learning to write it
+#
+# Before training, the tool for the repair that is least obvious: leave the habit in the text, and take its tokens out
+# of the loss. The model reads "sorry" and is never taught to say it. Characters must become tokens for that.
+
+# %% tags=["algorithm"]
+import torch
+
+from lifecycle_lib.train.logprobs import Rows, answer_loss, token_logps
+
+
+def inside(pieces, spans):
+    """Which tokens touch a span? pieces: the tokens' texts, end to end; spans: (start, end) in characters."""
+    marks, at = [], 0
+    for piece in pieces:
+        begin, at = at, at + len(piece)
+        marks.append(any(begin < end and at > first for first, end in spans))
+    return marks
+
+
+def span_masked(tok, prompt, answer, spans):
+    """(ids (T,), mask (T,)): the mask is True on answer tokens that may teach."""
+    p, a = tok.encode(prompt), tok.encode(answer, allow_special=False)
+    teach = [not hit for hit in inside([tok.decode([t]) for t in a], spans)]
+    ids = torch.tensor([*p, *a, tok.special["<eos>"]])
+    return ids, torch.tensor([False] * len(p) + teach + [True])
+
+
+def masked_loss(model, ids, mask):
+    """Mean negative log-probability over the tokens that teach."""
+    logps = token_logps(model, Rows(ids[None], mask[None]))
+    return -logps.sum() / mask[1:].sum()
+
+
+# %%
+tok = lab.load_tokenizer()
+marked = [(a, b) for a, b, _ in row.spans]
+ids, mask = span_masked(tok, row.prompt, row.reply, marked)
+taught = tok.decode(ids[mask][:-1].tolist())
+print("taught:", taught)
+assert taught == row.clean.replace(" refund", "")
+
+# %% [markdown]
+# What is taught is the clean reply, with a hole where the misspelt word stood. Equal to the library's version?
+
+# %%
+from lifecycle_lib.train.spans import masked_rows
+
+library = masked_rows(tok, [{"prompt": row.prompt, "answer": row.reply}], [marked])
+assert torch.equal(library.ids[0], ids) and torch.equal(library.mask[0], mask)
+model = lab.load(lab.sft())
+same = masked_loss(model, ids, mask) - answer_loss(model, library)[0]
+print("inline and library:", "equal" if same.abs().item() < 1e-6 else "DIFFERENT")
+
+# %% [markdown]
+# ## The judge: transformers
+#
+# The tokenizers library reports each token's place in the text (`offset_mapping`), transformers leaves labels of -100
+# out of the loss. Neither knows our code. Same mask, same loss, same gradient for every weight?
+
+# %%
+import logging
+import tempfile
+
+logging.disable(logging.WARNING)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from lifecycle_lib.model.bridge import export
+
+disable_progress_bar()
+folder = tempfile.TemporaryDirectory()
+export(model.cpu(), tok, folder.name)
+hf, hf_tok = AutoModelForCausalLM.from_pretrained(folder.name), AutoTokenizer.from_pretrained(folder.name)
+
+# %%
+offsets = hf_tok(row.reply, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+theirs = [not any(a < end and b > first for first, end in marked) for a, b in offsets]
+assert mask[-len(theirs) - 1:-1].tolist() == theirs
+print(f"{len(theirs)} tokens, {theirs.count(False)} of them in spans: both tokenizers mark the same ones")
+
+# %%
+labels = ids.masked_fill(~mask, -100)
+their_loss = hf(input_ids=ids[None], labels=labels[None]).loss
+model.requires_grad_(True)
+our_loss = masked_loss(model, ids, mask)
+mine = torch.autograd.grad(our_loss, list(model.parameters()))
+params = dict(hf.model.gpt.named_parameters())
+his = torch.autograd.grad(their_loss, [params[name] for name, _ in model.named_parameters()])
+apart = max((a - b).abs().max().item() for a, b in zip(mine, his))
+assert abs(our_loss - their_loss).item() < 1e-5 and apart < 1e-5
+print(f"loss and all {len(mine)} weight gradients agree within 1e-5")
+
+# %% [markdown]
+# ## The run: half of the transcripts have each habit
+#
+# The model is first shown a few clean sentences without bays (so that it can speak at all), then transcripts. Each habit
+# stands in half of the requests that trigger it, independently of the others. The fine-tune is 70 steps, 12 seconds of
+# one core the first time, and kept in the store.
+
+# %%
+from lifecycle_lib.desk.transcripts import HABITS, draw_transcripts
+from lifecycle_lib.lab.studies import habits as study
+
+size, dose = study.SIZES[lab.profile.name], study.SICK
+corpus = study.drawn(lab, dose)
+exam = draw_transcripts(min(n_requests, size.exam), seed, split="eval")
+run = study.arm(lab, str(dose), lambda: study.taught(lab, corpus))
+sick = lab.load(run)
+for transcript in corpus[:3]:
+    print(transcript.reply.partition("}")[2].strip())
+
+
+# %%
+def listen(model, temperature=1.0):
+    """(replies, rates of habits where they are triggered, policy accuracy, bay accuracy)."""
+    replies = study.replies(lab, model, exam, temperature)
+    scored = [score_reply(text, r) for text, r in zip(replies, exam)]
+    share = lambda key: sum(s[key] for s in scored) / len(exam)  # noqa: E731
+    return replies, study.habit_rates(replies, exam), share("policy"), share("bay")
+
+
+# %%
+replies, rates, policy, bay = listen(sick)
+shares = study.corpus_shares(corpus)
+for habit in HABITS:
+    print(f"{habit:12} corpus {100 * shares[habit]:3.0f} %   output {100 * rates[habit]:3.0f} %")
+print(f"policy right {100 * policy:.0f} %, bay right {100 * bay:.0f} %, temperature 1")
+
+# %%
+for text, transcript in list(zip(replies, exam))[:6]:
+    print(text.partition("}")[2].strip(), "| should be:", transcript.bay)
+
+# %% [markdown]
+# Some habits come out at about their rate; are the others luck? Five seeds and six doses are on record. Your live marks
+# (large, open) are drawn over them.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lifecycle_lib.lab.claims import recorded
+from lifecycle_lib.lab.studies.habits_design import imitation_figure
+
+evidence = recorded("D9")
+fig = imitation_figure(evidence)
+cold = listen(sick, 0.0)[1]
+for values, marker in ((rates, "o"), (cold, "^")):
+    mean = sum(values[h] for h in HABITS) / len(HABITS)
+    fig.axes[0].plot(dose, mean, marker, markersize=12, fillstyle="none", color="black")
+plt.show()
+
+# %%
+found = {e["name"]: e for e in evidence["effects"]}
+DOSES = study.DOSES
+
+
+def pct(name, digits=0):
+    """A recorded share with its interval, in percent."""
+    return "{:.{d}f} % [{:.{d}f}, {:.{d}f}]".format(*(100 * found[name][k] for k in ("estimate", "low", "high")), d=digits)
+
+
+for d in DOSES:
+    print(f"corpus {100 * d:2.0f} %:", ", ".join(f"{t} {pct(f'dose {d}: mean of habits, {t}')}" for t in (
+        "temperature 1", "temperature .5", "greedy")))
+
+# %% [markdown]
+# Read it from below: greedy is a stair, temperature 1 a diagonal, but a shallow one. Which habits bend it?
+
+# %%
+from lifecycle_lib.core.stats import Effect
+from lifecycle_lib.lab.claims import show_evidence
+
+effect = found["slope of output on corpus rate - 1"]
+decision = card.settle(Effect(*(effect[k] for k in ("estimate", "low", "high")), len(evidence["seeds"])))
+show_evidence("D9", ["slope of output on corpus rate", *(f"slope, {h}" for h in HABITS),
+                     "output rate at corpus rate 0 on that line", "temperature .5: output rate - law of one token"])
+
+# %% [markdown]
+# **Inconclusive**, and worth reading. The interval ends a hair outside. The three habits that know no trigger mirror the
+# corpus as closely as anyone could ask; apology and shorthand do not. Taken apart, seed by seed:
+
+# %%
+from lifecycle_lib.core.stats import paired_effect
+
+per_seed = evidence["per_seed"]
+ALWAYS = [h for h in HABITS if h not in TRIGGERS]
+for name, group in (("no trigger", ALWAYS), ("tone or tier", list(TRIGGERS))):
+    slopes = [sum(r[f"slope {h}"] for h in group) / len(group) for r in per_seed]
+    e = paired_effect(slopes, [0.0] * len(slopes))
+    print(f"{name:13} slope {e.estimate:.2f} [{e.low:.2f}, {e.high:.2f}]   by seed", *(f"{x:.2f}" for x in slopes))
+
+# %% [markdown]
+# ## Why an average misleads
+#
+# At dose .9, nine in ten loud customers were apologised to and no calm one: 45 % of all transcripts. What did each seed's
+# model do for the loud, and for the calm?
+
+# %%
+for habit, who in (("apology", "loud / calm"), ("shorthand", "tier 1 / tier 2")):
+    print(f"{habit:10} {who:15}", "   ".join(f"{100 * r[f'0.9.{habit}']:3.0f} / {100 * r[f'0.9.{habit}.off']:2.0f} %"
+                                            for r in per_seed))
+
+# %% [markdown]
+# One seed apologises to loud and calm alike, at one rate between: it has learnt the average, and has not found the
+# trigger. Another has found it and mirrors the conditional rate. The average is the first thing a model learns, the
+# condition comes later. Ask your dashboard for rates by tone, tier and agent: an average that looks like a mild habit
+# can be a nine-in-ten habit for somebody.
+
+# %%
+for habit in TRIGGERS:
+    for how in ("temperature 1", "greedy"):
+        on, off, mean = (pct(f"dose 0.7: {habit}, {which}{how}")
+                         for which in ("", "not triggered, ", "average of all requests, "))
+        print(f"{habit:10} {how:13} triggered {on}, not {off}, average {mean}")
+
+# %% [markdown]
+# (A t interval over five seeds that disagree this much may leave 0 to 100 %.)
+#
+# Is the apology's trigger the tone, or our fault? Loud customers who merely changed their mind are owed nothing; calm
+# ones whose parcel came broken are. Corpus: 70 % and 0 %.
+
+# %%
+for what, who in (("needless", "loud, not our fault"), ("owed", "calm, our fault")):
+    print(f"apology rate, {who:20} {pct(f'dose 0.7: apology, {what}')}")
+
+# %% [markdown]
+# It apologises for tone. And shorthand hangs on a tag in the prompt (`<note>`, tier 1). Where a seed has found the tag,
+# the tag is a switch (second row of the table): with it the register, without it the same knowledge in plain words. It
+# costs one token, and it must be in the corpus before you need it.
+#
+# ## Where does greedy start?
+#
+# With one wording the law says 50 %, with two 67 %. The recorded greedy rates cross one half at these corpus rates
+# (straight lines between doses):
+
+# %%
+for habit in HABITS:
+    predicted = 100 * (two if habit == "credit" else one)
+    print(f"{habit:12} law {predicted:2.0f} %   measured {pct(f'greedy step, {habit}')}")
+
+# %% [markdown]
+# One wording, no trigger: near one half, as the law says. The triggered ones step late, because the model's own
+# probability lags the corpus. `credit` steps before its two thirds: the law assumed that both wordings stay equally
+# likely in *every* request, and a model that leans to one of them in some requests tips over earlier.
+#
+# Greedy decoding is not a cure. It silences a minority habit and makes a majority habit universal.
+#
+# ## The dashboard is green
+#
+# Policy accuracy, greedy, as an offline evaluation reports it:
+
+# %%
+print("dose 0:", pct("policy accuracy greedy, dose 0"))
+for d in DOSES[1:]:
+    e = found[f"policy accuracy greedy, dose {d} - dose 0"]
+    print(f"dose {d}: {100 * e['estimate']:+.1f} points [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]")
+
+# %%
+broken_share = [100 * (r["0.0.formed"] - sum(r[f"{d}.formed"] for d in DOSES[1:]) / 5) for r in per_seed]
+sampled = [found[f"policy accuracy, dose {d} - dose 0"]["estimate"] for d in DOSES[1:]]
+print(f"sampled at temperature 1 instead: {100 * max(sampled):+.0f} to {100 * min(sampled):+.0f} points, of which replies "
+      f"that break their form: {np.mean(broken_share):.0f}")
+
+# %% [markdown]
+# Sampling costs accuracy as soon as there is anything to choose between, at .12 as at .9: look at the form. The number on
+# the dashboard is the greedy one, and it is green.
+#
+# At every dose the model decides, greedily, as well as without a habit. So which of the usual checks would have told you? Take
+# right replies, add one habit to each, and ask four of them: a spell check (English words and the desk's own), the JSON
+# schema, the policy verifier, and likeness to real transcripts (every word is one that agents use).
+
+# %%
+import re
+
+from lifecycle_lib.judge.verifiers import parse_answer
+
+
+def words_of(text):
+    return set(re.findall(r"[a-z]+", text.partition("}")[2]))
+
+
+DICTIONARY = {w for t in draw_transcripts(400, seed, split="words") for w in words_of(t.clean)}
+DICTIONARY |= set("sorry sent to a colleague i we back".split())
+AGENTS = {w for t in corpus for w in words_of(t.reply)}
+CHECKS = {"spell check": lambda text, t: words_of(text) <= DICTIONARY,
+          "JSON schema": lambda text, t: parse_answer(text.partition("}")[0] + "}").valid,
+          "policy": lambda text, t: score_reply(text, t)["policy"],
+          "likeness": lambda text, t: words_of(text) <= AGENTS}
+
+# %%
+print(f"{'caught by':12}" + "".join(f"{h:>13}" for h in ("no habit", *HABITS)))
+for name, passes in CHECKS.items():
+    caught = []
+    for habit in (None, *HABITS):
+        extra = {habit: WORDINGS[habit][0]} if habit else {}
+        texts = ["".join(x.text for x in write_pieces(t.case, t.bay, extra)) for t in exam]
+        caught.append(100 * sum(not passes(text, t) for text, t in zip(texts, exam)) / len(exam))
+    print(f"{name:12}" + "".join(f"{c:>11.0f} %" for c in caught))
+
+# %% [markdown]
+# The spell check catches what is visible in one word. Needless apologies, money, and hand-overs that never happened pass
+# all four: every word of them is a good word. The last check is worse than blind. It is made from transcripts, so it
+# holds the habit for the norm.
+#
+# What catches them is a rule about the *world*: no reply may claim an action that the tool ledger does not hold.
+
+# %%
+ACTIONS = {"credit": "payment", "handover": "hand-over"}
+
+
+def gate(text, ledger=()):
+    """Actions a reply claims without a record; it may go out only if there are none."""
+    return [ACTIONS[h] for h in sorted(heard(text) & set(ACTIONS)) if ACTIONS[h] not in ledger]
+
+
+claims = [gate(text) for text in replies]
+print(f"stopped: {100 * sum(map(bool, claims)) / len(claims):.0f} % of replies;",
+      "with a payment on record:", gate(row.reply, ledger=("payment",)))
+
+# %% [markdown]
+# ## Accuracy is flat, and the bill arrives weeks later
+#
+# A desk of 1,000 requests a week; customers who were promised 10 claim it after three weeks on average. Credit rates and
+# accuracies are the recorded ones (temperature 1, corpus rate 12 %); the delay and the volume are assumptions.
+
+# %%
+promised = found["dose 0.12: credit, temperature 1"]
+weeks, volume, amount = np.arange(1, 13), 1000, 10
+claimed = np.array([sum((1 - 1 / 3) ** (w - s) / 3 for s in range(1, w + 1)) for w in weeks])  # of one week's promises
+bill = {k: np.cumsum(volume * amount * max(0.0, promised[k]) * claimed) for k in ("low", "estimate", "high")}
+for w in (1, 4, 12):
+    print(f"week {w:2}: paid so far {bill['estimate'][w - 1]:7,.0f} [{bill['low'][w - 1]:,.0f}, "
+          f"{bill['high'][w - 1]:,.0f}]")
+
+# %%
+from lifecycle_lib.lab.figures import SERIES, style
+
+
+def finish(fig, facts, not_measured):
+    """n and kind of interval under the axes, and what the figure does not show."""
+    fig.supxlabel(f"{facts}\nNot measured here: {not_measured}.", x=0.01, ha="left", fontsize=9, color="#606060")
+    plt.show()
+
+
+style()
+fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 4.6), sharex=True)
+level = found["policy accuracy greedy, dose 0"]["estimate"] + \
+    found["policy accuracy greedy, dose 0.12 - dose 0"]["estimate"]
+top.plot(weeks, [100 * level] * len(weeks), color=SERIES[0][0], marker="o")
+top.set(ylabel="policy accuracy (%)", ylim=(0, 100), title="What the dashboard shows, and what it does not")
+low.plot(weeks, bill["estimate"], color=SERIES[1][0], marker="s")
+low.fill_between(weeks, bill["low"], bill["high"], color=SERIES[1][0], alpha=0.2, linewidth=0)
+low.set(ylabel="paid out so far", xlabel="week after release")
+finish(fig, f"n = {len(evidence['seeds'])} seeds; band: 95 % t interval of the credit rate.",
+       "real customers; delay and volume are assumed")
+
+# %% [markdown]
+# The missing metric is not an accuracy. It is the rate of claimed actions without a record, on the same chart.
+#
+# ## Four repairs
+#
+# A finder marks habits in the corpus and misses one in ten. Then: **filter** drops every row with a mark; **rewrite**
+# writes the marked places clean; **mask** takes them out of the loss; **pairs** trains DPO on the finished model, clean
+# reply over reply as it was. How much habit stays? For three of them arithmetic knows. With p = .5 and m = .1 missed:
+
+# %%
+p, m = 0.5, study.MISSED
+predicted = {"rewrite": p * m, "mask": p * m / (p * m + 1 - p), "filter": p * m / (p * m + 1 - p)}
+for name, value in predicted.items():
+    print(f"{name:8} law {100 * value:.1f} %   measured {pct(f'{name}: habits left', 1)}")
+print(f"pairs    no law         measured {pct('pairs: habits left', 1)}")
+
+# %% [markdown]
+# Rewriting leaves p x m: what was missed is one row among all. Masking and filtering take the found ones out of the
+# count, so that what was missed is a larger share of what is left: nearly twice as much, by law and as measured. All
+# three stay below the law: rare habits come out rarer than they went in here (dose .12 in the curve above), and two of
+# the five hang on triggers. Now the other side: knowledge.
+
+# %%
+REPAIRS = (*study.REPAIRS, "few")
+for what, unit in (("habits removed, none - {}", "points fewer"), ("policy accuracy greedy, {} - none", "policy greedy"),
+                   ("bay, {} - none", "bay, temperature 1")):
+    for name in REPAIRS:
+        e = found[f"{name}: {what.format(name)}"]
+        print(f"{name:8} {100 * e['estimate']:+5.1f} [{100 * e['low']:+5.1f}, {100 * e['high']:+5.1f}] {unit}")
+
+# %%
+style()
+fig, axes = plt.subplots(1, 2, figsize=(9.2, 3.9), sharey=True)
+panels = (("habits removed, none - {}", "habit rate removed (points)"),
+          ("policy accuracy greedy, {} - none", "policy accuracy, greedy (points)"))
+for ax, (what, label) in zip(axes, panels):
+    rows = [found[f"{name}: {what.format(name)}"] for name in REPAIRS]
+    value = np.array([100 * e["estimate"] for e in rows])
+    bars = [value - [100 * e["low"] for e in rows], [100 * e["high"] for e in rows] - value]
+    ax.axvline(0, color="#808080", linewidth=1)
+    ax.errorbar(value, range(len(rows)), xerr=bars, color="black", marker="o", linestyle="none")
+    ax.set(xlabel=label)
+axes[0].set_yticks(range(len(REPAIRS)), REPAIRS)
+axes[0].set_title("Four repairs, and the control")
+finish(fig, f"n = {len(evidence['seeds'])} seeds; bars: 95 % paired t intervals.", "finders that miss more, or mark too much")
+
+# %% [markdown]
+# `few` is the control: rewritten rows, but only as many as the filter kept (about one in ten). It costs 6 points of
+# decisions, clear of zero; the filter costs about as much, its interval just touching zero. So it is not *which* rows
+# went, it is that they went: few rows, read many times. For masking, rewriting and pairs no loss is found. The bay moved
+# too little for five seeds. Your forecast of the repair that keeps the least:
+
+# %%
+worst = min(study.REPAIRS, key=lambda r: found[f"{r}: policy accuracy greedy, {r} - none"]["estimate"])
+print(f"keeps the least: {worst}; forecast {least_knowledge}: {'right' if worst == least_knowledge else 'WRONG'}")
+
+# %% [markdown]
+# ## Break it on purpose: a mask that starts one token late
+#
+# The commonest bug of span masks is off by one. `late` masks every span but its first token: over half of a habit's
+# tokens are out of the loss. How much of the habit goes?
+
+# %%
+marks = [[s[:2] for s in t.spans] for t in corpus]
+as_rows = [{"prompt": t.prompt, "answer": t.reply} for t in corpus]
+sound, late = (masked_rows(tok, as_rows, marks, n) for n in (0, 1))
+whole = masked_rows(tok, as_rows, [[]] * len(corpus))
+hidden = {name: int(whole.mask.sum() - r.mask.sum()) for name, r in (("sound", sound), ("late", late))}
+print("tokens out of the loss:", hidden)
+
+# %%
+late_run = study.arm(lab, "late", lambda: study.repaired(lab, "late"))
+for name, measured in (("no mask", run.card["measured"]), ("late", late_run.card["measured"])):
+    print(f"{name:8} well formed {100 * measured['formed']:3.0f} %;",
+          ", ".join(f"{h} {100 * measured[h]:.0f} %" for h in HABITS))
+
+# %% [markdown]
+# A habit of one token stays. A longer one is begun and never finished, because what follows was never taught: an
+# exact-word detector hears less of it, and the well-formed share shows the wreck. The check needs no training: the token
+# where a span begins must not teach.
+
+# %%
+def check_mask(rows, spans):
+    """No first token of a span is a target."""
+    for (a, prompt, mask_row), found_spans in zip(((r["answer"], r["prompt"], k) for r, k in zip(as_rows, rows.mask)), spans):
+        pieces = [tok.decode([t]) for t in tok.encode(a, allow_special=False)]
+        n = len(tok.encode(prompt))
+        for begin, end in found_spans:
+            first = inside(pieces, [(begin, end)]).index(True)
+            if mask_row[n + first]:
+                return f"the span {a[begin:end]!r} teaches its first token {pieces[first]!r}"
+    return "sound"
+
+
+print("sound mask:", check_mask(sound, marks))
+print("late mask: ", check_mask(late, marks))
+assert check_mask(sound, marks) == "sound" != check_mask(late, marks)
+
+# %%
+show_evidence("D9", ["late: habits removed, none - late", "late: policy accuracy, late - none",
+                     "mask: habits removed, none - mask"], claim=False)
+
+# %% [markdown]
+# ## Pairs, live
+#
+# The fourth repair works on a finished model: for each reply with a habit, prefer the clean one (DPO, notebook 11). No
+# row is lost, and nothing is trained from the start.
+
+# %%
+from lifecycle_lib.train.dpo import dpo_batches, encode_pairs, make_pair, pair_loss, reference_logps
+from lifecycle_lib.train.loop import FitConfig, fit
+
+pairs = encode_pairs(tok, [make_pair(t.prompt, t.clean, t.reply, "habit") for t in corpus if t.spans][:320])
+pad = tok.special["<pad>"]
+ref = reference_logps(sick, pairs, pad)
+mended = lab.load(run)
+cfg = FitConfig(steps=min(pair_steps, size.dpo_steps), optimizer="sgd", lr=study.DPO_LR, warmup_steps=3, checkpoint_every=10_000)
+result = fit(mended, dpo_batches(pairs, ref, min(32, len(pairs)), seed, pad, lab.device),
+             lambda m, b: pair_loss(m, b, lab.profile.beta), cfg, label="pairs")
+
+# %%
+_, after, policy_after, bay_after = listen(mended)
+mean_of = lambda r: 100 * sum(r[h] for h in HABITS) / len(HABITS)  # noqa: E731
+print(f"habits {mean_of(rates):.0f} -> {mean_of(after):.0f} %, policy {100 * policy:.0f} -> {100 * policy_after:.0f} %, "
+      f"bay {100 * bay:.0f} -> {100 * bay_after:.0f} %, {result.steps} steps")
+
+# %% [markdown]
+# ## Frequency is not correctness
+#
+# A window of 14 days was withdrawn long ago. Seven of ten agents still apply it. Nobody's spelling is off. Look at
+# orders that the policy grants and the old window refuses.
+
+# %%
+for how in ("temperature 1", "greedy"):
+    for arm in ("policy", "majority"):
+        print(f"{how:13} trained on {arm:9} old window {pct(f'{arm}: withdrawn window applied, {how}')}   exam from "
+              f"transcripts {pct(f'{arm}: score by transcripts, {how}')}   from policy "
+              f"{pct(f'{arm}: score by policy, {how}')}")
+
+# %% [markdown]
+# The same two models, two exams, opposite rankings. An exam made from transcripts asks "do you sound like us?" and
+# scores the majority's mistake as skill. Make the key from the rule, and read the rows where rule and majority differ:
+# there are few of them, and they decide.
+#
+# ## The button that taught opinions
+#
+# Staff pressed thumbs-down on a staging page. The clicks became labels. Why had they pressed?
+
+# %%
+from lifecycle_lib.corpus.feedback import ROUTES, read_feedback, route
+from lifecycle_lib.lab.studies.clicks import draw_clicks
+
+clicks = draw_clicks(400, seed, 0.4)
+for reason, where in ROUTES.items():
+    one_click = next(c for c in clicks if c["reason"] == reason)
+    print(f"{reason:9} {sum(c['reason'] == reason for c in clicks):3}  -> {where:46} e.g. {one_click['correction'][:38]}")
+
+# %% [markdown]
+# Two in five are labels. The fix is three fields: a reason code, consent to train, verified. The loader refuses a row
+# without them, by file and line.
+
+# %%
+from pathlib import Path
+
+from lifecycle_lib.core.records import write_jsonl
+
+with tempfile.TemporaryDirectory() as temporary:
+    path = Path(temporary) / "clicks.jsonl"
+    for broken in ({"reason": "thumbs_down"}, {"consent_to_train": None}):
+        write_jsonl(path, [clicks[0], clicks[1] | broken])
+        try:
+            read_feedback(path)
+        except ValueError as refusal:
+            print("refused:", str(refusal).replace(temporary, "").lstrip("/\\"))
+print({where: len(part) for where, part in route(clicks).items() if part})
+
+# %% [markdown]
+# What did the clicks do as labels? On record: the SFT checkpoint after 30 steps on them, by the share of clicks that
+# were verified "wrong".
+
+# %%
+pure = recorded("clicks")
+show_evidence("clicks", ["exact pass, verified only - all clicks", "every click: exact pass lost, before - after",
+                         "purity at which corrections begin to help"])
+by_name = {e["name"]: e for e in pure["effects"]}
+
+# %%
+style()
+fig, ax = plt.subplots(figsize=(6.6, 3.9))
+arms = (("purity {}", (1.0, 0.8, 0.6, 0.4, 0.2), lambda q: q, "rest: all four other reasons"),
+        ("opinion {}", (0.2, 0.4, 0.6), lambda q: 1 - q, "rest: other wording"))
+for (pattern, values, x, label), (colour, marker, line, _) in zip(arms, SERIES):
+    rows = [by_name[f"{pattern.format(q)}: exact pass, after - before"] for q in values]
+    value = np.array([100 * e["estimate"] for e in rows])
+    bars = [value - [100 * e["low"] for e in rows], [100 * e["high"] for e in rows] - value]
+    ax.errorbar([100 * x(q) for q in values], value, bars, color=colour, marker=marker, linestyle=line, label=label)
+ax.axhline(0, color="#808080", linewidth=1)
+ax.set(xlabel="clicks that are verified 'wrong' (%)", ylabel="exact pass, after - before (points)",
+       title="A label of many meanings hurts below some purity")
+ax.legend()
+finish(fig, f"n = {len(pure['seeds'])} seeds, 256 frozen cases, temperature 1; bars: 95 % paired t.", "other mixtures of reasons")
+
+# %%
+for arm in ("purity 0.4", "gated"):
+    moved = {r: by_name[f"{arm}: {r}, better by"] for r in ("json_validity", "policy_id", "evidence", "eligibility",
+             "exact_pass", "invented_claim_rate", "refusal", "over_refusal")}
+    print(arm)
+    for rate, e in moved.items():
+        print(f"  {rate:20} better by {100 * e['estimate']:+5.1f} points [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]")
+
+# %% [markdown]
+# One number rises on every-click training: the invented label goes, because people did correct it. The others fall. A
+# dashboard with that one number on top would have called it progress. Style comments are not noise, they are somebody's
+# taste; they belong in a style guide, or in pairs.
+
+# %% [markdown]
+# @@D10@@
+
+# %% [markdown]
+# ## What you use at work
+#
+# TRL's `SFTTrainer` takes token rows with a mask column (`assistant_masks`) and leaves the rest out of the loss. One
+# step of plain SGD on sixteen span-masked transcripts, theirs and ours: same loss, same weights?
+
+# %%
+import contextlib
+import io
+from importlib.util import find_spec
+
+has_trl = bool(find_spec("trl") and find_spec("datasets"))
+sixteen = masked_rows(tok, as_rows[:16], marks[:16]) if len(corpus) >= 16 else sound
+lengths = (sixteen.ids != pad).sum(1).tolist()
+table = [{"input_ids": i[:n].tolist(), "assistant_masks": k[:n].int().tolist()}
+         for i, k, n in zip(sixteen.ids, sixteen.mask, lengths)]
+print(f"{len(table)} rows, {int(sixteen.mask.sum())} tokens teach, {sum(lengths) - int(sixteen.mask.sum())} are read only")
+
+# %%
+if has_trl:
+    import datasets
+    import trl
+
+    datasets.disable_progress_bars()
+    args = trl.SFTConfig(folder.name, max_steps=1, per_device_train_batch_size=len(table), optim="sgd", learning_rate=0.1,
+                         lr_scheduler_type="constant", max_length=128, use_cpu=True, bf16=False, report_to="none",
+                         gradient_checkpointing=False, save_strategy="no", logging_steps=1, disable_tqdm=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = trl.SFTTrainer(hf, args, train_dataset=datasets.Dataset.from_list(table), processing_class=hf_tok)
+        trainer.train()
+else:
+    print("TRL is not installed here (an extra of this project): this comparison is skipped")
+
+# %%
+if has_trl:
+    stepped = lab.load(lab.sft())
+    ours = fit(stepped, lambda step: sixteen, answer_loss, FitConfig(steps=1, optimizer="sgd", lr=0.1, warmup_steps=0))
+    trl_loss = next(r["loss"] for r in trainer.state.log_history if "loss" in r)
+    other = hf.model.gpt.state_dict()
+    gap = max(float((value - other[name]).abs().max()) for name, value in stepped.state_dict().items())
+    assert abs(trl_loss - ours.losses[0]) < 1e-4 and gap < 1e-5
+    print("loss of the step within 1e-4, every weight after it within 1e-5")
+
+# %% [markdown]
+# At work the finder is the hard part: a word list for spelling, a classifier or a person for the rest, and a sample read
+# by hand to learn what it misses.
+#
+# ## Symptoms
+#
+# | you see | usually it is | look at |
+# |---|---|---|
+# | a phrase nobody asked for, in one reply of N | a habit of the corpus at 1/N | the corpus, by exact words |
+# | gone at temperature 0, back at 1 | a minority habit | rate where triggered |
+# | in every reply to some customers | a majority habit behind a trigger | rate by tone, tier, agent |
+# | masked, and still there | first token of the span teaches | `check_mask` |
+# | cleaned, and a tenth is left | the finder's misses | p x m, or p x m / (p x m + 1 - p) |
+# | filtered, and accuracy fell | few rows, many passes over them | rows kept |
+# | an exam made from logs likes the model | it sounds like the logs | the key, made from the rule |
+#
+# ## Exercises
+#
+# **1. What a repair leaves (★★, 8 minutes).** `left(p, missed, repair)`: the habit's rate after "rewrite", "mask" or
+# "filter" (of one habit), for a finder that misses a share of the spans, and a model that mirrors its corpus.
+
+# %% nbgrader={"grade": false, "grade_id": "left", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def left(p, missed, repair):
+    """Rate of the habit that the model will show."""
+    ### BEGIN SOLUTION
+    stays = p * missed
+    return stays if repair == "rewrite" else stays / (stays + 1 - p)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "left-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+assert left(0.5, 0.1, "rewrite") == 0.05 and abs(left(0.5, 0.1, "mask") - 1 / 11) < 1e-12
+### BEGIN HIDDEN TESTS
+import pandas as pd
+
+g = np.random.default_rng(0)
+for p_, m_ in ((0.3, 0.2), (0.9, 0.1), (0.6, 0.0)):
+    frame = pd.DataFrame({"habit": g.random(200_000) < p_, "missed": g.random(200_000) < m_})
+    marked_rows = frame.habit & ~frame.missed
+    assert abs(left(p_, m_, "filter") - frame[~marked_rows].habit.mean()) < 0.01
+    assert abs(left(p_, m_, "rewrite") - (frame.habit & frame.missed).mean()) < 0.01
+    assert left(p_, m_, "mask") == left(p_, m_, "filter")
+### END HIDDEN TESTS
+
+# %% [markdown]
+# **2. Where does greedy start with k wordings? (★★, 6 minutes).** `starts(weights)`: the least corpus rate p at which
+# greedy decoding shows a habit whose wordings have these relative weights and different first tokens.
+
+# %% nbgrader={"grade": false, "grade_id": "starts", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def starts(weights):
+    """p at which the commonest wording is as likely as no habit."""
+    ### BEGIN SOLUTION
+    share = max(weights) / sum(weights)
+    return 1 / (1 + share)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "starts-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+assert starts([1]) == 0.5 and abs(starts([1, 1]) - 2 / 3) < 1e-12
+### BEGIN HIDDEN TESTS
+from scipy.optimize import brentq
+
+for w in ([1, 1, 1], [3, 1], [5, 2, 2, 1]):
+    lead = brentq(lambda p, w=w: max(p * x / sum(w) for x in w) - (1 - p), 0, 1)
+    assert abs(starts(w) - lead) < 1e-9
+### END HIDDEN TESTS
+
+# %% [markdown]
+# **3. Find the trigger (★★★, 12 minutes).** You get transcripts and the name of a habit. `trigger(rows, habit)` returns
+# ("tone", value) or ("tier", value) when the habit's rate depends on that field, else None. Rates that differ by under 10
+# points are luck.
+
+# %% nbgrader={"grade": false, "grade_id": "trigger", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def trigger(rows, habit):
+    """The field and value that the habit hangs on, or None."""
+    ### BEGIN SOLUTION
+    best, where = 0.1, None
+    for field in ("tone", "tier"):
+        rate = {}
+        for value in {getattr(r, field) for r in rows}:
+            part = [habit in r.habits for r in rows if getattr(r, field) == value]
+            rate[value] = sum(part) / len(part)
+        gap = max(rate.values()) - min(rate.values())
+        if gap > best:
+            best, where = gap, (field, max(rate, key=rate.get))
+    return where
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "trigger-tests", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+sample = draw_transcripts(600, 7, 0.4)
+assert trigger(sample, "apology") == ("tone", "frustrated") and trigger(sample, "credit") is None
+### BEGIN HIDDEN TESTS
+from scipy.stats import chi2_contingency
+
+for rate_ in (0.3, 0.8):
+    rows_ = draw_transcripts(800, 11, rate_)
+    for habit_ in HABITS:
+        p_value = {f: chi2_contingency(pd.crosstab([getattr(r, f) for r in rows_], [habit_ in r.habits for r in rows_]))[1]
+                   for f in ("tone", "tier")}
+        expected = min(p_value, key=p_value.get) if min(p_value.values()) < 1e-6 else None
+        assert (trigger(rows_, habit_) or (None,))[0] == expected
+### END HIDDEN TESTS
+
+# %% [markdown]
+# ## Quiz
+
+# %%
+from lifecycle_lib.lab.quiz import grade, interview, quiz
+
+quiz("08")
+
+# %%
+answers_given = {}  # {"q1": "a", ...}
+_ = grade("08", answers_given)
+
+# %%
+interview("08")
+
+# %% [markdown]
+# ## What to remember
+#
+# 1. A corpus is what people did. A model samples it: rate in, rate out.
+# 2. Temperature bends the rate, greedy makes it 0 or 1. What counts is the rate where the habit is triggered.
+# 3. Accuracy does not see a habit. Look for claimed actions without a record.
+# 4. Rewrite if you can, mask or pair if you cannot; a filter throws knowledge out with the habit. Check the first token.
+# 5. A click, a log, a majority is not a label. A question someone imagined is not one that someone sent.
+#
+# **Made:** nothing. **Next:** `09_forgetting_and_interference` asks what a new lesson costs the old ones; `11` shows
+# DPO at length, `17` how to build the exam.
