@@ -14,6 +14,7 @@ Rules, fixed before the full run:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies.costumes import PROXIES
 from lifecycle_lib.lab.studies.overoptimisation import SIZES, Size, arm, imitate, pool, start
 
-KL_CAP, LONGER, ERROR, ENTROPY, FALLEN = 0.5, 0.10, 0.10, 0.25, 0.10
+KL_CAP, LENGTH, ERROR, ENTROPY, FALLEN = 0.5, 0.10, 0.10, 0.25, 0.10
 TWIN_GAIN = 0.03
 ALARMS = ("length", "kl", "factual error", "diversity")
 KEPT = ("step", "kl", "gold", "holdout.gold", "verifier", "tokens", "entropy", "twin")  # of every measurement
@@ -46,7 +47,7 @@ def peak(curve: Curve) -> int:
 def rings(curve: Curve) -> dict[str, int | None]:
     """Where each alarm first rings: an index into the curve, or None."""
     best = np.maximum.accumulate([r["holdout.verifier"] for r in curve])
-    return {"length": first([r["tokens"] > (1 + LONGER) * curve[0]["tokens"] for r in curve]),
+    return {"length": first([r["tokens"] > (1 + LENGTH) * curve[0]["tokens"] for r in curve]),
             "kl": first([r["kl"] > KL_CAP for r in curve]),
             "factual error": first([b - r["holdout.verifier"] > ERROR for b, r in zip(best, curve)]),
             "diversity": first([abs(r["entropy"] / curve[0]["entropy"] - 1) > ENTROPY for r in curve])}
@@ -201,3 +202,31 @@ DESIGN = Design(
              ("outcome, GRPO - winners three times", "grpo.verifier", "winners3.verifier", "share"),
              ("verifier, best of 8 at serving: outcome - best of 1", "verifier.bon8.proxy", "verifier.bon1.proxy",
               "share")))
+
+
+def measure_longer(lab: Lab) -> tuple[Row, list[Artifact]]:
+    """The thumbs arm alone, from the same start, for three times as many steps."""
+    size = SIZES[lab.profile.name]
+    begin, longer = start(lab, size), replace(size, steps=3 * size.steps, kl_stop=3 * size.kl_stop)
+    made = arm(lab, longer, begin, "thumbs")
+    row: Row = {}
+    curve = read_json(made.file("curve.json"))["curve"]
+    for i, r in enumerate(curve):
+        row |= {f"thumbs@{i}.{key}": r[key] for key in (*KEPT, "thumbs")}
+    read(row, "thumbs", {"thumbs": curve, "verifier": curve}, longer)
+    return row, [begin, made]
+
+
+LONGER = Design(
+    measure=measure_longer, notebook="12", smallest=0.10, n_items=SIZES["laptop"].n_test, rows=("S2-08a",),
+    items="unseen cases, and the peak looked for on 64 others",
+    extra=lambda rows: {"peaks": {"thumbs": peak_interval([curve_of(r, "thumbs") for r in rows], SIZES["laptop"])}},
+    claim="thumbs, maximised for three times as many steps, cost at least 0.10 right answers from the peak of gold "
+          "(asked after D4, in which they had not yet done so)",
+    falsifier="gold lies less than 0.10 under its peak after 54 steps, or thumbs did not rise",
+    also=(("thumbs: proxy gained", 0.0),),
+    effects=(("thumbs: gold lost from its peak", "thumbs.fall", None, "right answers"),
+             ("thumbs: proxy gained", "thumbs.gained", None, "of proxy"),
+             ("thumbs: gold, end - start", "thumbs.gold_change", None, "right answers"),
+             ("thumbs: outcome, end - start", "thumbs.outcome_change", None, "share"),
+             ("thumbs: peak", "thumbs.peak_kl", None, "nats")))
