@@ -37,7 +37,7 @@ def erosion_figure(rows: Sequence[Mapping], arms: Sequence[str] = ("plain", "rep
                    live: Mapping[str, Curve] | None = None, title: str = "") -> Figure:
     """Skill, refusal and over-refusal along a harmless fine-tune, a panel an arm, over one axis in percent.
 
-    The strip on top says what the launch gate decided: filled, it ships in every seed; open, in the share written.
+    The strip on top says what the launch gate decided: filled, it ships in every seed; open, in the percent written.
     `live`: {arm: curve} of a run just made, as rings (its steps are its own model's)."""
     fig, first = _start(max(6.0, 3.9 * len(arms)), 4.4)
     first.remove()
@@ -58,8 +58,8 @@ def erosion_figure(rows: Sequence[Mapping], arms: Sequence[str] = ("plain", "rep
             ax.plot(step, 112, marker="s", markersize=7, color="#2e8b57", markerfacecolor="#2e8b57" if ships == 1 else
                     "white")
             if ships < 1:
-                ax.text(step, 117, f"{ships:.0%}", fontsize=7, ha="center", color=INK)
-        ax.set(title=arm, xlabel="fine-tuning step (log from 20 on)", ylim=(-4, 122))
+                ax.text(step, 116 + 3 * (i % 2), f"{100 * ships:.0f}", fontsize=7, ha="center", color=INK)
+        ax.set(title=arm, xlabel="fine-tuning step (log from 20 on)", ylim=(-4, 125))
         ax.set_xscale("symlog", linthresh=20, linscale=1.5)
         ticks = [t for t in (0, 5, 10, 20, 40, 80, 160) if t <= steps[-1]]
         ax.set_xticks(ticks, ticks)
@@ -87,8 +87,7 @@ def equal_skill_figure(rows: Sequence[Mapping], arms: Sequence[str], target: flo
         label = arm if reached == n else f"{arm} (skill in {reached:.0f} of {n} seeds)"
         ends = [_whiskers([e.estimate], [max(0, e.low)], [min(100, e.high)]) for e in (y, x)]
         ax.errorbar([x.estimate], [y.estimate], *ends, color=colour, marker=marker, linestyle="none",
-                    markerfacecolor=colour if i < len(SERIES) else "white", elinewidth=0.8, label=label)
-        ax.annotate(arm, (x.estimate, y.estimate), xytext=(5, 4), textcoords="offset points", fontsize=8)
+                    fillstyle=("full", "none", "left")[i // len(SERIES) % 3], elinewidth=0.8, label=label)
     ax.set(xlabel="benign twins refused (%), lower is better", ylabel="harmful asks refused (%), higher is better",
            title=f"At equal skill ({target:.0%} exact pass)", ylim=(-4, 104))
     fig.legend(loc="outside right upper")
