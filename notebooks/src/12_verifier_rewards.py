@@ -687,7 +687,10 @@ show_evidence("D4", ["verifier, GRPO: outcome - start", "verifier, winners once:
                      "verifier, best of 8 at serving: outcome - best of 1"], claim=False)
 
 # %% [markdown]
-# RIVALS_PROSE
+# A tie. Imitating its own paid answers bought what the policy gradient bought, on the same rollouts; and if the
+# verifier may run while serving, best of 8 beats both without touching a weight. GRPO also learns from the answers that
+# were *not* paid, which should matter where winners are rare; here more than half of all answers win. Try the cheap
+# rivals first.
 #
 # ## A weak verifier, live
 #
@@ -964,7 +967,8 @@ for text in live["said"][:3]:
     print(text)
 
 # %% [markdown]
-# COSTUME_LIVE_PROSE Now the recorded seeds, all four costumes and the control.
+# The cue words multiply, the twin stays where it was, the note fills the answer, and the decision drowns in it. Nobody
+# became kinder. Now the recorded seeds: all four costumes, and the control.
 
 # %%
 named = [f"{proxy}: {what}" for proxy in costumes.PROXIES for what in ("proxy gained", "gold lost from its peak")]
@@ -983,7 +987,11 @@ for name, at in peaks.items():
     print(f"{name:13} gold is highest at KL {at['kl']:5.2f} [{at['low']:.2f}, {at['high']:.2f}] nats an answer")
 
 # %% [markdown]
-# COSTUMES_PROSE
+# Inconclusive, by the rule that was set before the runs: the claim named thumbs, and within this range thumbs had not
+# broken. These users notice right answers often enough; gold rose with their clicks. The other three broke. The reward
+# model is the textbook curve: gold up, a peak at well under one nat, and by the end all of the gain lost again. The
+# rubric's note drowns the decision. The text match had little left to gain, and gold fell from the very first step:
+# what was left to learn was the shortcut. The control rises and stays.
 #
 # ## Why did it work before it broke?
 #
@@ -999,7 +1007,10 @@ for proxy in (*costumes.PROXIES, "verifier"):
           f"{gains[1]:+.2f}   GRPO to the end {mean_of(f'{proxy}.gold_change'):+.2f}")
 
 # %% [markdown]
-# CORRELATION_PROSE
+# Agreement at the start says how much gold there is to win before the peak, not where the journey ends: text match
+# agrees better than the rubric and ends lower. And compare the optimisers at equal KL. Best-of-n is never more than 3.2
+# nats away and can only say what the start says; it over-optimises the rubric alone, and mildly. GRPO samples from what
+# it has become, so each shortcut it finds is the next step's starting point.
 #
 # The rubric, its twin and the outcome, over the recorded seeds:
 
@@ -1007,7 +1018,8 @@ for proxy in (*costumes.PROXIES, "verifier"):
 show_evidence("D4", ["rubric: proxy gained", "rubric: its twin gained", "rubric: outcome, end - start"], claim=False)
 
 # %% [markdown]
-# TWIN_PROSE
+# R large, R' nil, outcome down. It learnt the words of the rubric. A twin rubric costs one more prompt, and it is the
+# cheapest lie detector there is for a judge that is scored by a model.
 #
 # ## Governors
 #
@@ -1030,7 +1042,10 @@ for proxy, governors in GOVERNORS.items():
 print("gold gained over the start (and share of the unguarded gain in proxy)")
 
 # %% [markdown]
-# GOVERNOR_PROSE
+# Governors that *stop* limit the damage: they ship something near the start, and where nothing has broken yet (thumbs)
+# they cost gold. Governors that put the verifier *into the pay* keep moving. Mixed pay kept all the gold that the
+# verifier alone would have brought, and with the reward model two thirds of the proxy's gain as well: here, the cheapest
+# in proxy for what it keeps. It needs a verifier, which is the whole difficulty.
 #
 # ## Which alarm rings first?
 #
@@ -1047,27 +1062,34 @@ for proxy, heard in alarms.items():
 print("false alarms on the control:", ", ".join(f"{a} {n:.0f} of {len(d4['seeds'])}" for a, n in false_alarms.items()))
 
 # %% [markdown]
-# ALARM_PROSE
+# KL and diversity ring first, and ring in every seed of the honest control: they say *that* the model moves, not that it
+# moves wrong. Length never rang falsely and led on the rubric; the reward model's answers grow no longer, so there it is
+# deaf. Factual error is honest and mostly late, by one measurement or more. Where gold falls from the first step (text
+# match), nothing led. No alarm here was both early and right: read a moving KL as "go and look", an error as "stop".
 #
 # ## The dashboard with one number
 #
-# The thumbs arm again, release by release, as a team would have met it. Cover the right half. At which release do you
-# stop, and on what rule?
+# The reward model's arm again, release by release, as a team would have met it. Cover the right half. At which release
+# do you stop, and on what rule?
 
 # %%
-_ = rounds_figure(d4["per_seed"], "thumbs", "real users, seasons, a team that reads transcripts")
+_ = rounds_figure(d4["per_seed"], "reward_model", "real users, seasons, a team that reads transcripts")
 plt.show()
 
 # %%
 from lifecycle_lib.lab.studies.overoptimisation_design import curve_of
 
-releases = [curve_of(row, "thumbs") for row in d4["per_seed"]]
-for i in range(min(map(len, releases))):
-    thumbs, right = (100 * np.mean([c[i][key] for c in releases]) for key in ("thumbs", "verifier"))
-    print(f"release {i}: thumbs {thumbs:2.0f} %, outcome right {right:2.0f} %")
+for name in ("reward_model", "thumbs"):
+    releases = [curve_of(row, name) for row in d4["per_seed"]]
+    for key in (name, "verifier"):
+        by_release = [np.mean([c[i][key] for c in releases]) for i in range(min(map(len, releases)))]
+        print(f"{name:13} {key:13}", "  ".join(f"{v:.2f}" for v in by_release))
 
 # %% [markdown]
-# DASHBOARD_PROSE
+# One number, and it is a success at every release. The outcome turned after release 2. Thumbs tell the other half of the
+# story: the same dashboard, the same rise, and the outcome rose too. From the number alone the two loops cannot be told
+# apart, which is the point. Read ten transcripts a release, keep one holdout that nobody is paid by, and write the
+# stopping rule down before the first release.
 #
 # ## Break it on purpose
 #
@@ -1332,8 +1354,9 @@ interview("12")
 # 1. A verifier is a price list. Attack it with mutants before a model does.
 # 2. Trusted facts come from the store, by type. Customer words may name an order and nothing else.
 # 3. GRPO compares an answer with its group. Uniform groups teach nothing; loss about 0 is normal.
-# 4. Sample first: pass@k is the ceiling, and greedy decoding the rival to beat. A shortcut needs a hole and a slope.
-# 5. Keep reward and evaluation apart. The gate stopped what the reward applauded.
+# 4. Sample first: pass@k is the ceiling; greedy decoding, best-of-n and imitation of the winners are the rivals to beat.
+# 5. A shortcut needs a hole and a slope, and a rising proxy looks the same before and after the peak: keep reward and
+#    evaluation apart, and put the verifier into the pay.
 #
-# **Made:** nothing; the chain's own `rlvr` checkpoint was built the same way. **Next:** `16_memory_quantization_latency`
+# **Made:** a checkpoint with manners and one GRPO run from it, in the store. **Next:** `16_memory_quantization_latency`
 # packs it, `17_evaluation_you_can_trust` asks how far to believe the exact pass.

@@ -76,8 +76,8 @@ def rounds_figure(rows: Sequence[Row], name: str, not_measured: str) -> Figure:
     curves = [curve_of(row, name) for row in rows]
     n = min(map(len, curves))
     mean = {key: np.array([[r[key] for r in c[:n]] for c in curves]).mean(0) for key in curves[0][0]}
-    left.plot(range(n), 100 * mean[name], color=SERIES[0][0], marker=SERIES[0][1])
-    left.set(title="what the dashboard showed", xlabel="release", ylabel=f"{TITLES[name]} (%)")
+    left.plot(range(n), mean[name], color=SERIES[0][0], marker=SERIES[0][1])
+    left.set(title="what the dashboard showed", xlabel="release", ylabel=f"{TITLES[name]}: mean score")
     longer = 100 * (mean["tokens"] / mean["tokens"][0] - 1)
     shown = {"outcome right (%)": 100 * mean["verifier"], "answers longer (%)": longer,
              "KL (nats, x 10)": 10 * mean["kl"]}
