@@ -64,7 +64,10 @@ def test_the_verdict_falls_with_the_slope(measured):
     hurt = [r | {"0.9.policy.greedy": 0.6 + 0.001 * i} for i, r in enumerate(good)]
     assert [summarise(DESIGN, rows)[1] for rows in (good, bad, hurt)] == ["supported", "refuted", "refuted"]
     effects, verdict = summarise(DESIGN, good)
-    plt.close(imitation_figure({"effects": effects, "seeds": [0, 1, 2], "verdict": verdict}))
+    assert verdict == "supported" and len(effects) == len(DESIGN.effects)
+    fig = imitation_figure({"per_seed": good})
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["no trigger", "hangs on tone or tier"]
+    plt.close(fig)
 
 
 def test_repairs_touch_what_was_found_and_nothing_else(lab, monkeypatch):

@@ -1,12 +1,15 @@
 """D9, the claim: which numbers decide it, and the figure (lab/studies/habits.py runs the arms)."""
 
 from collections.abc import Mapping
+from statistics import mean
 
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from lifecycle_lib.desk.transcripts import HABITS
+from lifecycle_lib.core.stats import paired_effect
+from lifecycle_lib.desk.transcripts import HABITS, TRIGGERS
 from lifecycle_lib.lab.design import Design
-from lifecycle_lib.lab.figures import SERIES, _finish, _start, _whiskers
+from lifecycle_lib.lab.figures import SERIES, _finish, _whiskers, style
 from lifecycle_lib.lab.studies.habits import DOSES, REPAIRS, SICK, measure, sharpened
 
 GREEN = 0.05  # accuracy may move by this much at any dose
@@ -69,23 +72,30 @@ DESIGN = Design(
     effects=_effects(), n_items=512, items="unseen requests")
 
 
+GROUPS = {"no trigger": tuple(h for h in HABITS if h not in TRIGGERS), "hangs on tone or tier": tuple(TRIGGERS)}
+
+
 def imitation_figure(evidence: Mapping) -> Figure:
-    """Output rate against corpus rate: mean over habits at temperature 1, .5 and greedy, each with the curve that one
-    deciding token predicts."""
-    found = {row["name"]: row for row in evidence["effects"]}
-    fig, ax = _start(6.6, 4.2)
-    grid = [i / 100 for i in range(101)]
-    laws = {"temperature 1": grid, "temperature .5": [sharpened(p, 0.5) for p in grid],
-            "greedy": [float(p > 0.5) for p in grid]}
-    for shift, ((label, law), (colour, marker, line, _)) in enumerate(zip(laws.items(), SERIES)):
-        ax.plot(grid, law, color=colour, linestyle=line, linewidth=1, alpha=0.7)
-        rows = [found[f"dose {d}: mean of habits, {label}"] for d in DOSES]
-        value, low, high = ([r[k] for r in rows] for k in ("estimate", "low", "high"))
-        ax.errorbar([d + (shift - 1) * 0.006 for d in DOSES], value, _whiskers(value, low, high), color=colour,
-                    marker=marker, linestyle="none", label=f"measured, {label}")
-    ax.set(xlabel="share of triggering transcripts with the habit", ylabel="share of the model's replies with it",
-           title="The imitation curve", xlim=(-0.03, 1.0), ylim=(-0.03, 1.03))
-    ax.legend(loc="upper left")
-    facts = (f"n = {len(evidence['seeds'])} seeds, mean of {len(HABITS)} habits; bars: 95 % t intervals over seeds; "
-             "lines: what one deciding token predicts.")
+    """Output rate against corpus rate at temperature 1, .5 and greedy, each with the curve that one deciding token
+    predicts: habits without a trigger, and the two that have one."""
+    style()
+    fig, axes = plt.subplots(1, 2, figsize=(9.2, 4.2), sharey=True)
+    grid, rows = [i / 100 for i in range(101)], evidence["per_seed"]
+    laws = {"temperature 1": ("", grid), "temperature .5": (".half", [sharpened(p, 0.5) for p in grid]),
+            "greedy": (".greedy", [float(p > 0.5) for p in grid])}
+    for ax, (title, habits) in zip(axes, GROUPS.items()):
+        for shift, ((label, (end, law)), (colour, marker, line, _)) in enumerate(zip(laws.items(), SERIES)):
+            ax.plot(grid, law, color=colour, linestyle=line, linewidth=1, alpha=0.7)
+            found = [paired_effect([mean(r[f"{d}.{h}{end}"] for h in habits) for r in rows], [0.0] * len(rows))
+                     for d in DOSES]
+            value = [e.estimate for e in found]
+            low, high = ([min(1.0, max(0.0, getattr(e, k))) for e in found] for k in ("low", "high"))
+            ax.errorbar([d + (shift - 1) * 0.012 for d in DOSES], value, _whiskers(value, low, high), color=colour,
+                        marker=marker, linestyle="none", label=f"measured, {label}")
+        ax.set(xlabel="share of triggering transcripts with the habit", title=title, xlim=(-0.03, 1.0),
+               ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("share of the model's replies with it")
+    axes[0].legend(loc="upper left")
+    facts = (f"n = {len(rows)} seeds, {' and '.join(str(len(g)) for g in GROUPS.values())} habits; bars: 95 % t "
+             "intervals over seeds, cut at 0 and 1; lines: what one deciding token predicts.")
     return _finish(fig, facts, "longer training, larger models, real agents")
