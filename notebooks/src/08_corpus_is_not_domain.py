@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   lifecycle:
-#     rows: [S2-04a, S2-04b, S2-04c, S2-04d, S2-10a, S2-10b, S2-10c, S2-10d, S2-10e, S2-11a, S2-11b, S2-11c, S2-11d, S2-11e, S2-11f]
+#     rows: [S2-09a, S2-09b, S2-09c, S2-09d, S2-04a, S2-04b, S2-04c, S2-04d, S2-10a, S2-10b, S2-10c, S2-10d, S2-10e, S2-11a, S2-11b, S2-11c, S2-11d, S2-11e, S2-11f]
 # ---
 # %% [markdown]
 # # Does a model learn your field, or the people who wrote about it?
@@ -680,45 +680,269 @@ with tempfile.TemporaryDirectory() as temporary:
 print({where: len(part) for where, part in route(clicks).items() if part})
 
 # %% [markdown]
-# What did the clicks do as labels? On record: the SFT checkpoint after 30 steps on them, by the share of clicks that
-# were verified "wrong".
+# ## Ninety-four offline, twenty points gone in use
+#
+# A team had a teacher model write eighty thousand tidy questions, trained on them, and scored 94 % on held-out ones. In
+# use it scored twenty points less. Nothing was wrong with the answers. Customers do not write what a teacher imagines:
+# they write on a phone, in the queue, about two things at once.
+#
+# How do they write? That can be counted. On four public files: BANKING77, an SMS collection, MultiDoGO, and codespell's
+# list of misspellings. Only the counts are kept, none of the text.
 
 # %%
-pure = recorded("clicks")
-show_evidence("clicks", ["exact pass, verified only - all clicks", "every click: exact pass lost, before - after",
-                         "purity at which corrections begin to help"])
-by_name = {e["name"]: e for e in pure["effects"]}
+from lifecycle_lib.desk.messy import load_rates
+from lifecycle_lib.lab.studies import messy_figures
+
+typing = load_rates()
+fig = messy_figures.rates_figure(typing)
+plt.show()
 
 # %%
-style()
-fig, ax = plt.subplots(figsize=(6.6, 3.9))
-arms = (("purity {}", (1.0, 0.8, 0.6, 0.4, 0.2), lambda q: q, "rest: all four other reasons"),
-        ("opinion {}", (0.2, 0.4, 0.6), lambda q: 1 - q, "rest: other wording"))
-for (pattern, values, x, label), (colour, marker, line, _) in zip(arms, SERIES):
-    rows = [by_name[f"{pattern.format(q)}: exact pass, after - before"] for q in values]
-    value = np.array([100 * e["estimate"] for e in rows])
-    bars = [value - [100 * e["low"] for e in rows], [100 * e["high"] for e in rows] - value]
-    ax.errorbar([100 * x(q) for q in values], value, bars, color=colour, marker=marker, linestyle=line, label=label)
-ax.axhline(0, color="#808080", linewidth=1)
-ax.set(xlabel="clicks that are verified 'wrong' (%)", ylabel="exact pass, after - before (points)",
-       title="A label of many meanings hurts below some purity")
-ax.legend()
-finish(fig, f"n = {len(pure['seeds'])} seeds, 256 frozen cases, temperature 1; bars: 95 % paired t.", "other mixtures of reasons")
-
-# %%
-for arm in ("purity 0.4", "gated"):
-    moved = {r: by_name[f"{arm}: {r}, better by"] for r in ("json_validity", "policy_id", "evidence", "eligibility",
-             "exact_pass", "invented_claim_rate", "refusal", "over_refusal")}
-    print(arm)
-    for rate, e in moved.items():
-        print(f"  {rate:20} better by {100 * e['estimate']:+5.1f} points [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]")
+for register, of in typing["registers"].items():
+    k, n = (sum(r[key] for r in of["typo"].values()) for key in "kn")
+    shown = ", ".join(f"{name} {of[name]['rate']:.0%} of {of[name]['n']:,}" for name in ("no_stop", "several"))
+    print(f"{register:9} {shown}, typos {k / n:.1%} of {n:,} words; from {of['file']}")
 
 # %% [markdown]
-# Trained on every click, one number improves: the invented label goes. The others fall. A dashboard with that one on top
-# would call it progress.
+# Read three things. Shorthand and dropped stops are common, typos are not: two or three words in a hundred on a phone,
+# two in a thousand where somebody writes to a bank. The hostile register rests on few messages, so its bars are wide.
+# And no file is a shop's inbox: texts between friends stand in for messages from a phone.
+#
+# ## One message, by hand
+#
+# Five causes of mess, each with its own random stream: switching one off leaves the others' draws alone. With none the
+# message is tidy. The reason must stay readable for a person, or the exam would be unfair.
+
+# %%
+import random
+
+from lifecycle_lib.desk.messy import CAUSES, REGISTERS, make_messy
+
+plain = "please take my kettle back"
+assert make_messy(plain, random.Random(0), typing, causes=()) == "Please take my kettle back."
+for register in REGISTERS:
+    print(f"{register:9}", " | ".join(make_messy(plain, random.Random(i), typing, register) for i in (0, 6, 8)))
 
 # %% [markdown]
-# @@D10@@
+# What does a slip do to the tokens? The tokenizer knows whole words that were frequent. A word with one wrong letter is
+# not one of them, so it falls apart, down to single bytes. The model has never met these pieces in this order.
+
+# %%
+for word in (" arrived", " arived", " cracked", " carcked", " Cracked", " CRACKED"):
+    ids = tok.encode(word)
+    print(f"{word:9} {len(ids)} tokens", [tok.decode([i]) for i in ids])
+assert len(tok.encode(" cracked")) < len(tok.encode(" carcked"))
+
+# %% [markdown]
+# Does the generator keep the rates it was given? Count its messages with the same code that counted the real ones. `z`
+# is the distance in standard errors. A generator that forgets the rule "a phone sets the first letter" is caught.
+
+# %%
+import copy
+
+from lifecycle_lib.desk.messy import sample_messages
+from lifecycle_lib.desk.messy_measure import fit_report
+
+measured = typing["registers"]["phone"]
+broken = copy.deepcopy(typing)
+broken["registers"]["phone"]["lower_start"]["rate"] = 0.5
+for name, rates in (("as measured", typing), ("first letter forgotten", broken)):
+    rows = fit_report(sample_messages(2000, rates, "phone"), measured)
+    worst = max(rows, key=lambda r: abs(r["z"]))
+    print(f"{name:22} {len(rows)} rates, worst: {worst['name']}, {worst['measured']:.1%} measured, "
+          f"{worst['generated']:.1%} generated, z = {worst['z']:+.1f}")
+
+# %% [markdown]
+# What was *not* fitted is still far off. The distance of character trigrams, in bits, beside the distance between two
+# halves of the real file; and the length of a message. Our messages are shorter and about other things.
+
+# %%
+for register, u in typing["not_fitted"].items():
+    print(f"{register:9} trigrams: generated to real {u['trigrams_generated_real']:.2f} bits, real to real "
+          f"{u['trigrams_real_real']:.2f} (n = {u['texts']:,}); words a message: real {u['words_mean'][0]:.0f}, "
+          f"ours {u['words_mean'][1]:.0f}")
+
+# %% [markdown]
+# ## Predict, then break your own model
+#
+# The SFT model of notebook 07 names the covering policy in nearly every case. Write down how many of 96 cases it still
+# gets when the message is typed on a phone, and what you expect from a capital letter and a full stop alone.
+
+# %%
+from dataclasses import replace
+
+from lifecycle_lib.core.seeds import rng
+from lifecycle_lib.desk.cases import draw_cases
+from lifecycle_lib.desk.messy import draw_real
+
+asked = [c for c in draw_cases(200, seed, "eval") if c.policy][:96]
+sft_reader = lab.engine(lab.sft(), temperature=0.0)
+
+
+# %%
+def typed(causes, own_words=False):
+    """The same cases, their messages typed with these causes (None: as in training), or in customers' words."""
+    found = []
+    for i, c in enumerate(asked):
+        stream = rng(seed, "typing", i)
+        text = draw_real(stream, c.reason, c.order.item) if own_words else c.message
+        message = text if causes is None else make_messy(text, stream, typing, "phone", causes)
+        found.append(replace(c, message=message))
+    return found
+
+
+# %%
+def policy_right(where):
+    """How many answers name the covering policy, and cite no other."""
+    return sum(f'"policy_id":"{c.policy_id}"' in text for c, text in zip(where, sft_reader.answer(where)))
+
+
+# %%
+from lifecycle_lib.core.stats import wilson
+
+arms = {"as in training": typed(None), "tidy: A capital, a stop.": typed(()),
+        "two matters": typed(("several",)), "typed on a phone": typed(CAUSES),
+        "customers' words": typed(None, True), "customers' words, typed": typed(CAUSES, True)}
+hits = {name: policy_right(where) for name, where in arms.items()}
+for name, k in hits.items():
+    low, high = wilson(k, len(asked))
+    print(f"{name:25} {k:3} of {len(asked)}  ({100 * low:.0f}-{100 * high:.0f} %)  {arms[name][1].message!r}")
+if profile != "smoke":
+    assert hits["as in training"] > hits["typed on a phone"]
+
+# %%
+fig, ax = plt.subplots(figsize=(7.6, 3.4))
+names = list(hits)[::-1]
+ends = [wilson(hits[n], len(asked)) for n in names]
+value = [100 * hits[n] / len(asked) for n in names]
+ax.barh(names, value, xerr=[[v - 100 * a for v, (a, _) in zip(value, ends)],
+                            [100 * b - v for v, (_, b) in zip(value, ends)]], facecolor="white", edgecolor="#111111")
+ax.set(xlim=(0, 103), xlabel="right policy id (%)", title="The same cases, the same model")
+finish(fig, f"n = {len(asked)} cases a bar; bars: 95 % Wilson intervals.", "other seeds, the other three registers")
+
+# %% [markdown]
+# This model met twenty-four phrases in small letters, and nothing else. A capital letter is already another token. No
+# held-out set drawn from the same phrases can see that: it has no capital letter either.
+#
+# ## Who owns the gap?
+#
+# To share a gap fairly among causes that work together, switch them on in every order and average what each adds: the
+# Shapley value. By hand for two causes that cost 1 and 2 points alone, and 5 together:
+
+# %%
+from itertools import permutations
+
+
+def shares(lost, causes):
+    """Each cause's mean addition over all orders; lost: {set of causes: points}."""
+    orders = list(permutations(causes))
+    return {c: sum(lost[frozenset(o[:o.index(c) + 1])] - lost[frozenset(o[:o.index(c)])] for o in orders) / len(orders)
+            for c in causes}
+
+
+lost = {frozenset(): 0, frozenset("a"): 1, frozenset("b"): 2, frozenset("ab"): 5}
+print(shares(lost, "ab"), "sum", sum(shares(lost, "ab").values()))
+assert shares(lost, "ab") == {"a": 2.0, "b": 3.0}
+
+# %% [markdown]
+# For the study we train small readers (0.1M parameters) that name the reason of a message, one of four. The teacher
+# writes 5,000 tidy rows. The customers type as measured, and **half of their messages use wordings the teacher never
+# imagines**. That half, and these wordings, are ours: the share that "wording" owns is planted. What measured typing
+# costs on the teacher's own wordings is not.
+
+# %%
+from lifecycle_lib.desk.messy_measure import js_divergence, trigrams
+from lifecycle_lib.lab.studies import messy as desk_study
+
+cfg = desk_study.SIZES[lab.profile.name]
+
+
+def rows_by(writer, n, label):
+    return desk_study.encoded(writer, n, seed, label, cfg.vocab_size)
+
+
+tidy_only = desk_study.trained(lab, "teacher", cfg, lambda: [(rows_by(desk_study.TEACHER, cfg.n_synthetic, "teacher"), 1.0)],
+                          causes=True).card["measured"]
+print(f"offline {tidy_only['clean']:.1%}, messy {tidy_only['messy']:.1%}: the gap is "
+      f"{100 * (tidy_only['clean'] - tidy_only['messy']):.0f} points of {cfg.n_exam} messages; "
+      f"typing alone {100 * (tidy_only['clean'] - tidy_only['typed']):.0f}")
+
+# %%
+show_evidence("D10", ["offline - messy, teacher", "lost to typing alone, teacher's wordings",
+                      "messy, 300 real rows - typed as measured", "messy, 300 real rows - random noise"])
+
+# %%
+live = {p: tidy_only["lost"][p] for p in desk_study.PLAYERS}
+fig = messy_figures.causes_figure(recorded("D10"), live)
+plt.show()
+show_evidence("D10", [f"lost to {p}" for p in desk_study.PLAYERS], claim=False)
+
+# %% [markdown]
+# We expected typos and second matters to own most. Second matters do: another question beside the reason costs more than
+# all else in the typing. Typos cost almost nothing, because people make few, and moving the reason behind the question
+# costs nothing that can be told from zero. Without counting, a team would have built typo augmentation first.
+# "Wording" is as large as we planted it.
+#
+# ## Could you have known before training?
+#
+# Take 500 messages of a teacher and 500 that customers sent, no answers needed, and compare their character trigrams
+# (Jensen-Shannon divergence: 0 bits the same, 1 nothing in common). Eight teachers, from two wordings a reason to the
+# customers themselves:
+
+# %%
+for name in ("narrow teacher", "teacher", "typed as measured", "customers"):
+    texts, seen = ([w.message(rng(seed, "before", label, i))[0] for i in range(300)]
+                   for w, label in ((desk_study.WRITERS[name], name), (desk_study.CUSTOMERS, "seen")))
+    print(f"{name:18} {js_divergence(trigrams(texts), trigrams(seen)):.3f} bits   {texts[0]!r}")
+
+# %%
+fig = messy_figures.distance_figure(recorded("D10"))
+plt.show()
+show_evidence("D10", ["correlation of distance and gap over 8 writers"], claim=False)
+
+# %% [markdown]
+# It does, over writers this far apart; eight of them leave a wide interval. Among near ones the order fails: typing moves
+# many trigrams and costs few points, unknown wordings move few and cost many. A distance says "go and look", not where.
+#
+# ## What is a real row worth?
+#
+# Four repairs: guess the noise; augment at the measured rates; label a few real messages; take many real messages and
+# let a machine answer them, wrongly one time in ten. The same teacher, the same steps; real rows make up 30 % of the
+# draws. Here is one repair on your seed.
+
+# %%
+hundred = desk_study.trained(lab, "100 real", cfg, lambda: [
+    (rows_by(desk_study.TEACHER, cfg.n_synthetic, "teacher"), 1 - desk_study.REAL_SHARE),
+    (rows_by(desk_study.CUSTOMERS, 100, "customers"), desk_study.REAL_SHARE)]).card["measured"]
+for name, got in (("tidy rows only", tidy_only), ("and 100 real ones", hundred)):
+    print(f"{name:18}", ", ".join(f"{what} {got[what]:.0%}" for what in ("clean", "messy", "typed", "fresh")))
+if profile != "smoke":
+    assert hundred["messy"] > tidy_only["messy"]
+
+# %%
+fig = messy_figures.rows_figure(recorded("D10"), [(0, tidy_only["messy"]), (100, hundred["messy"])])
+plt.show()
+
+# %%
+for name, w in recorded("D10")["extra"]["real_rows_worth"].items():
+    print(f"{name:22} reaches what {w['bound'] + ' ' if w['bound'] else 'about '}{w['rows']:.0f} real rows reach")
+show_evidence("D10", ["messy, 10,000 more synthetic rows - none", "messy, 10 real rows - none",
+                      "messy, 300 real rows - 3,000 real with synthetic answers",
+                      "offline, 300 real rows - none"], claim=False)
+
+# %% [markdown]
+# Ten thousand more tidy rows are worth less than no real row: the reader grows surer of a smaller world. Ten real rows
+# already help. Measured augmentation, which costs no label, reaches what some tens of real rows reach, and stops: it
+# cannot invent wordings. Many real messages with one wrong answer in ten do at least as well as a tenth as many with
+# right ones, so collect *inputs* first.
+
+# %%
+show_evidence("D10", [f"{arm}: fresh" for arm in ("teacher", "typed as measured", "300 real", "synthetic answers")],
+              claim=False)
+
+# %% [markdown]
+# What no arm repairs: wordings that no training row holds. A quarter right is guessing; a third is the best here. Rows
+# repair what they show. And offline stays at 100 % throughout, so it can rank none of these repairs.
 
 # %% [markdown]
 # ## What you use at work
