@@ -95,7 +95,7 @@ def rows_figure(evidence: Mapping, live: Sequence[tuple[int, float]] = (),
 
 
 def distance_figure(evidence: Mapping, not_measured: str = "writers other than these eight") -> Figure:
-    """Each writer's distance from the customers before training, and how far its reader falls short on them after it."""
+    """Each writer's distance from the customers before training, and how far its reader falls short after it."""
     fig, ax = _start(7.2, 4.0)
     for i, name in enumerate(WRITERS):
         d, g = evidence["extra"]["writers"][name]["divergence"], 100 * evidence["extra"]["writers"][name]["gap"]
@@ -104,6 +104,7 @@ def distance_figure(evidence: Mapping, not_measured: str = "writers other than t
         ax.annotate(name, (d, g), xytext=(6, 4), textcoords="offset points", fontsize=8)
     r = evidence["extra"]["correlation_over_writers"]
     ax.set(xlabel="divergence of character trigrams from customers, before training (bits)", xlim=(0, 0.42),
-           ylabel="points under the teacher's offline score", title=f"r = {r['r']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
+           ylabel="points under the teacher's offline score",
+           title=f"r = {r['r']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
     return _finish(fig, f"n = {r['n']} writers, means of {len(evidence['seeds'])} seeds; interval: {r['interval']}.",
                    not_measured)
