@@ -19,7 +19,7 @@ FLOORS = {"core": 0, "desk": 1, "model": 1, "corpus": 2, "train": 2, "serve": 3,
 DOOR = 5
 MAX_FILE_LINES = 400
 MAX_LIBRARY_LINES = 13000  # without the experiments
-MAX_STUDIES_LINES = 5000  # lab/studies: each is read beside its notebook, none is imported by the library
+MAX_STUDIES_LINES = 5000  # lab/studies: each is read beside its notebook
 
 
 def module_name(path: Path, library: Path) -> str:
