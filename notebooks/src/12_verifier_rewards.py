@@ -919,10 +919,9 @@ for v in weak:
 # %% [markdown]
 # ## The same failure in four costumes
 #
-# A verifier was only one kind of proxy. To let the model find the shortcuts of the others, we first teach it manners: a
-# short SFT on right answers, half of which carry a note (sorry, by policy, send back, now and then a promise, or a
-# second ruling). What is never sampled cannot be reinforced. **Gold** is what the desk wants: the decision right (1
-# point), a courteous note (+0.2), each word beyond 4 (-0.04), a promise nobody keeps (-0.5).
+# A verifier is one kind of proxy. What is never sampled cannot be reinforced, so first a short SFT on answers of which
+# half carry a note (sorry, by policy, now and then a promise or a second ruling). **Gold** is what the desk wants: the
+# decision right (1 point), a courteous note (+0.2), each word beyond 4 (-0.04), a promise (-0.5).
 #
 # | costume | pays for |
 # |---|---|
@@ -985,18 +984,17 @@ plt.show()
 # %%
 for name, at in peaks.items():
     print(f"{name:13} gold is highest at KL {at['kl']:5.2f} [{at['low']:.2f}, {at['high']:.2f}] nats an answer")
+print(f"gold falls first in {min(costumes.PROXIES, key=lambda proxy: peaks[proxy]['kl'])}; forecast {falls_first}")
 
 # %% [markdown]
-# Inconclusive, by the rule that was set before the runs: the claim named thumbs, and within this range thumbs had not
-# broken. These users notice right answers often enough; gold rose with their clicks. The other three broke. The reward
-# model is the textbook curve: gold up, a peak at well under one nat, and by the end all of the gain lost again. The
-# rubric's note drowns the decision. The text match had little left to gain, and gold fell from the very first step:
-# what was left to learn was the shortcut. The control rises and stays.
+# Inconclusive, by the rule set before the runs: the claim named thumbs, and within this range thumbs had not broken.
+# These users notice right answers; gold rose with their clicks. The other three broke. The reward model is the textbook
+# curve: up, a peak under one nat, all of the gain lost again. The text match had little left to gain but the shortcut:
+# gold fell from the first step. The control rises and stays.
 #
 # ## Why did it work before it broke?
 #
-# Each proxy agreed with gold where it was first met: on the answers of the start. Correlation there, and the gold that
-# a little pressure (best of 8), more of it (best of 64) and training to the end bought:
+# Each proxy agreed with gold on the answers of the start. Correlation there, and the gold that some pressure bought:
 
 # %%
 mean_of = lambda key: np.mean([row[key] for row in d4["per_seed"]])  # noqa: E731
@@ -1042,16 +1040,15 @@ for proxy, governors in GOVERNORS.items():
 print("gold gained over the start (and share of the unguarded gain in proxy)")
 
 # %% [markdown]
-# Governors that *stop* limit the damage: they ship something near the start, and where nothing has broken yet (thumbs)
-# they cost gold. Governors that put the verifier *into the pay* keep moving. Mixed pay kept all the gold that the
-# verifier alone would have brought, and with the reward model two thirds of the proxy's gain as well: here, the cheapest
-# in proxy for what it keeps. It needs a verifier, which is the whole difficulty.
+# Governors that *stop* limit the damage; where nothing has broken yet (thumbs) they cost gold. Governors that put the
+# verifier *into the pay* keep moving: mixed pay kept all of the verifier's gold, and two thirds of what the reward
+# model had to give. It needs a verifier, which is the whole difficulty.
 #
 # ## Which alarm rings first?
 #
-# Rules set before the runs: `length`, answers 10 % longer; `kl`, past 0.5 nats; `factual error`, the holdout's outcome
-# 10 points under its best; `diversity`, entropy a token moved by a quarter. Gold "has fallen" when it lies 0.10 under
-# its best. Lead is in steps before that; negative is too late. A ring on the control is a false alarm.
+# Set before the runs: `length`, answers 10 % longer; `kl`, past 0.5 nats; `factual error`, holdout outcome 10 points
+# under its best; `diversity`, entropy moved by a quarter. Gold "has fallen" at 0.10 under its best; lead is in steps
+# before that. A ring on the control is false.
 
 # %%
 alarms, false_alarms = d4["extra"]["alarms"], d4["extra"]["false alarms"]
@@ -1060,17 +1057,18 @@ for proxy, heard in alarms.items():
     leads = {a: heard[a]["lead in steps"] for a in false_alarms}
     print(f"{proxy:13} gold fell in {n} seeds; lead:", ", ".join(f"{a} {np.mean(v):+.1f}" for a, v in leads.items() if v))
 print("false alarms on the control:", ", ".join(f"{a} {n:.0f} of {len(d4['seeds'])}" for a, n in false_alarms.items()))
+led = {a: np.mean(alarms["rubric"][a]["lead in steps"]) for a in false_alarms}
+print(f"earliest on the rubric: {max(led, key=led.get)}; forecast {rings_first}")
 
 # %% [markdown]
-# KL and diversity ring first, and ring in every seed of the honest control: they say *that* the model moves, not that it
-# moves wrong. Length never rang falsely and led on the rubric; the reward model's answers grow no longer, so there it is
-# deaf. Factual error is honest and mostly late, by one measurement or more. Where gold falls from the first step (text
-# match), nothing led. No alarm here was both early and right: read a moving KL as "go and look", an error as "stop".
+# KL and diversity ring first, and in every seed of the honest control: they say *that* the model moves, not that it
+# moves wrong. Length never rang falsely and led on the rubric; to the reward model it is deaf. Factual error is honest
+# and mostly late. On the text match nothing led. No alarm was both early and right: read a moving KL as "go and look",
+# an error as "stop".
 #
 # ## The dashboard with one number
 #
-# The reward model's arm again, release by release, as a team would have met it. Cover the right half. At which release
-# do you stop, and on what rule?
+# The reward model's arm, release by release. Cover the right half. When do you stop, and on what rule?
 
 # %%
 _ = rounds_figure(d4["per_seed"], "reward_model", "real users, seasons, a team that reads transcripts")
