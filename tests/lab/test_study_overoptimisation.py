@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -10,10 +11,12 @@ from scipy.optimize import minimize
 from lifecycle_lib.core.store import Store
 from lifecycle_lib.desk.cases import draw_cases, golden_case, with_label_claim
 from lifecycle_lib.judge.verifiers import full_verifier, mutants
+from lifecycle_lib.lab.claims import recorded
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies import costumes
 from lifecycle_lib.lab.studies import overoptimisation as study
 from lifecycle_lib.lab.studies import overoptimisation_design as design
+from lifecycle_lib.lab.studies import overoptimisation_figures as figures
 from lifecycle_lib.train.reward_model import bt_loss
 
 CASE = golden_case()
@@ -140,6 +143,9 @@ def test_smoke_run_has_every_number_and_is_stored(tmp_path):
     assert again == row
     out = design.extra([row, row], study.SIZES["smoke"])
     assert set(out["peaks"]) == {*costumes.PROXIES, "verifier"} and out["peaks"]["thumbs"]["kl"] >= 0
+    longer, _ = design.measure_longer(lab)
+    assert {k for _, a, b, _ in design.LONGER.effects for k in (a, b) if k} <= set(longer)
+    assert len(design.curve_of(longer, "thumbs")) > len(design.curve_of(row, "thumbs"))
 
 
 def test_an_arm_stops_when_it_has_gone_far_enough(tmp_path):
@@ -157,3 +163,18 @@ def test_rewards_of_the_arms():
     assert set(np.multiply(paid, study.USERS)) <= set(range(study.USERS + 1)) and len(set(paid)) > 3
     text = noted(" sorry")
     assert study.reward("mixed rubric", score, 0)([text], [CASE]) == pytest.approx([(1 / 9 + 1) / 2])
+
+
+def test_figures_say_how_many_seeds_they_rest_on():
+    """From the recorded seeds: every panel has its curves, and the facts are under the axes."""
+    evidence = recorded("D4")
+    rows, peaks = evidence["per_seed"], evidence["extra"]["peaks"]
+    drawn = (figures.costumes_figure(rows, peaks, "x"), figures.governors_figure(rows, "x"),
+             figures.rounds_figure(rows, "reward_model", "x"))
+    for fig, panels in zip(drawn, (6, 4, 2), strict=True):
+        assert len(fig.axes) == panels and all(ax.has_data() for ax in fig.axes)
+        assert f"n = {len(rows)} seeds" in fig.get_supxlabel()
+        plt.close(fig)
+    grid, gold = design.on_grid([design.curve_of(r, "rubric") for r in rows], study.Size())
+    assert gold.shape == (len(rows), len(grid)) and grid[0] == 0
+    assert gold[:, 0].mean() - gold[:, -1].mean() > 0.1, "the recorded rubric ends below its start"
