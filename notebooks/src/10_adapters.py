@@ -936,6 +936,14 @@ print(f"half + half, 'linear': {(twice.norm() / note[path].delta().norm()).item(
 # | old skill gone "although it is only an adapter" | it is worn on old traffic | the router |
 # | p99 high at night only | reload after the keep-warm timeout | gap between requests |
 #
+# With a strange adapter in hand, look first at where it pushes, relative to the weights it sits on:
+
+# %%
+push = {p: (own.delta().norm() / own.base.weight.norm()).item() for p, own in note.items()}
+for p in sorted(push, key=push.get)[:-4:-1]:
+    print(f"{p:22} {100 * push[p]:.0f} % of the weights' size")
+
+# %% [markdown]
 # **Where no adapter helps.** Facts that change daily belong in the prompt (13). A wrong mixture is wrong at any rank (03).
 # A suite that does not ask sees nothing (17). A slow queue stays slow (16).
 #
