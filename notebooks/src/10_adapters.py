@@ -929,7 +929,7 @@ print(f"half + half, 'linear': {(twice.norm() / note[path].delta().norm()).item(
 #
 # | you see | usually it is | look at |
 # |---|---|---|
-# | loss flat from step 1 | A and B both zero, or base not frozen and rate for LoRA | gradients of A and B |
+# | loss flat from step 1 | A and B both zero | their gradients |
 # | worn right, merged wrong | alpha / rank forgotten or applied twice | merged against worn logits |
 # | fine in float, poor in int4 | adapter never met the packed base | the base's hash |
 # | sum of two adapters has neither skill | "linear" cross terms, interference | "cat", the alpha curve |
