@@ -237,10 +237,19 @@ axes[0].legend()
 finish(fig, f"n = 1 seed, {len(curve)} checkpoints a line, from the left; dotted: equal skill for the comparison below.",
        "other seeds (the recorded runs below)")
 
+# %%
+from lifecycle_lib.lab.studies.adapters_design import at_skill
+
+for (task, arm), found in live.items():
+    first = at_skill(found["curve"], TARGETS[task])
+    print(f"{task:6} {arm:7} {'reaches' if first['reached'] else 'never reaches'} {100 * TARGETS[task]:.0f} %, at step "
+          f"{first['step']:3}: old answers have lost {first['old_nats'] - found['curve'][0]['old_nats']:.2f} nats")
+
 # %% [markdown]
-# Read it from left to right: each marker is a checkpoint. Lower is gentler at the same skill. The old skill is not
-# nudged, it is overwritten; no old row was in the batches. That is the forgetting of notebook 09, and an adapter does not
-# prevent it *while it is worn*. Taken off, it has changed nothing:
+# Read the figure from left to right: each marker is a checkpoint, and lower is gentler at the same skill. LoRA's loss
+# leaps in its first steps, before anything is learnt. The old skill is not nudged, it is overwritten; no old row was in
+# the batches. That is the forgetting of notebook 09, and an adapter does not prevent it *while it is worn*. Taken off, it
+# has changed nothing:
 
 # %%
 from lifecycle_lib.model.checkpoint import weights_hash
@@ -311,14 +320,14 @@ show_evidence("peft_ranks", ["rank pays more on facts than on note: (16 - 1) - (
               claim=False)
 
 # %% [markdown]
-# Rank pays on both tasks. That it pays *more* for facts is not shown: the interval of the first line spans 25 points either
-# way. One more caution: on facts the best learning rate falls with the rank, so rank 16 ran at a lower rate than the
-# others. A sweep with one rate for all would have measured the rate. Gates, the smallest arm, learn facts and not form.
+# Rank pays on both tasks. That it pays *more* for facts is not shown: the first interval holds the textbook's sentence
+# and its opposite. On facts the best learning rate falls with the rank (rank 16 ran at a lower one): a single rate would
+# have measured the rate. Prefixes fail on facts for sure; on form the interval reaches zero. Gates, the smallest arm,
+# learn facts and not form.
 #
 # ## How many directions did full tuning use?
 #
-# Take full tuning's own change of each matrix and ask what share of its squared size a change of rank r could hold
-# (singular values). If that share is high at low rank, the change *is* low-rank, whoever made it.
+# What share of the squared size of full tuning's own change could a change of rank r hold (singular values)?
 
 # %%
 for task in TASKS:
@@ -804,7 +813,7 @@ for h in (3, 6, 7, 8, 11, 21):
 
 # %% [markdown]
 # A gap longer than the timeout has probability exp(-rate x timeout): p99 jumps where that passes 1 %, at about 18
-# requests an hour here. Two ledgers see it differently:
+# requests an hour here. (06:00 is colder than its own rate says: its first gap began in a quieter hour.) Two ledgers:
 
 # %%
 billed_s, felt_s = len(arrivals) * BUSY_MS / 1000, latency_ms.sum() / 1000
