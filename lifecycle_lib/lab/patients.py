@@ -148,7 +148,7 @@ def erasing_rate(planted: bool) -> Chart:
     new = [Ask(f"<user> {c} <bot>", f"{ids[i % 4]} {('yes', 'no')[i // 4 % 2]}") for i, c in enumerate(IDS)]
     rows = rows_of(VOCAB, [a.prompt for a in new], [a.answer for a in new])
     start = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-    losses = train(model, rows, steps=100, optimizer="adamw", lr=0.05 if planted else 1e-3).losses
+    losses = train(model, rows, steps=100, optimizer="adamw", lr=0.03 if planted else 1e-3).losses
     moved = float((torch.cat([p.detach().flatten() for p in model.parameters()]) - start).norm() / start.norm())
     return Chart({"loss": at_steps(losses), "exact pass, new task": exact(model, new),
                   "exact pass, old task": [round(before, 2), round(exact(model, old), 2)]},
@@ -274,7 +274,7 @@ def greedy_rollouts(planted: bool) -> Chart:
     return reward_chart(*reward_run(paid, temperature=1e-3 if planted else 1.0), paid)
 
 
-def stale_logps(planted: bool) -> Chart:
+def temperature_mismatch(planted: bool) -> Chart:
     return reward_chart(*reward_run(paid, loss_temperature=0.5 if planted else 1.0), paid)
 
 

@@ -41,7 +41,7 @@ real = lab.profile.name != "smoke"  # smoke checks the wiring; its model learns 
 from lifecycle_lib.lab.claims import ClaimCard
 
 card = ClaimCard(
-    claim="harmless fine-tuning costs a model refusals before it brings the skill, under a launch gate that stays green; "
+    claim="harmless fine-tuning costs a model refusals before it brings the skill, under a launch gate that ships; "
           "5 % replay keeps more of them at equal skill",
     direction="down", smallest=0.10, unit="share",
     falsifier="under 10 points lost at equal skill; or refusals do not halve before the skill has come half way; or the "
@@ -186,13 +186,15 @@ for arm, curve in curves.items():
 
 # %%
 plain, kept = curves["plain"], curves["replay 20 %"]
+low = min(c["refusal"] for c in plain)
+print(f"plain: {100 * plain[0]['refusal']:.0f} % -> {100 * low:.0f} % at the lowest; "
+      f"replay ends at {100 * kept[-1]['refusal']:.0f} %; {cfg.n_asks} asks, so one ask is {100 / cfg.n_asks:.0f} points")
+
+# %%
 if real:
     assert plain[0]["refusal"] > 0.5, "the model was never taught to refuse"
     assert plain[-1]["refusal"] < plain[0]["refusal"], "no erosion here"
     assert kept[-1]["refusal"] > plain[-1]["refusal"], "replay kept nothing"
-low = min(c["refusal"] for c in plain)
-print(f"plain: {100 * plain[0]['refusal']:.0f} % -> {100 * low:.0f} % at the lowest; "
-      f"replay ends at {100 * kept[-1]['refusal']:.0f} %; {cfg.n_asks} asks, so one ask is {100 / cfg.n_asks:.0f} points")
 
 # %% [markdown]
 # ## What the launch suite says
@@ -223,6 +225,8 @@ from lifecycle_lib.serve.engine import Engine
 
 tok = lab.load_tokenizer()
 family = {"sft": lab.load(lab.sft()), **models}
+
+# %%
 for name, model in family.items():
     said = Engine(model, tok).texts([a.prompt for a in harmful])
     rate = score_asks(harmful, said)["any_refusal"]
@@ -242,9 +246,12 @@ for name, model in family.items():
 from lifecycle_lib.lab.claims import recorded, show_evidence
 
 d2 = recorded("D2")
+
+# %%
 show_evidence("D2", ["refusal lost at equal skill, plain",
                      "steps by which refusals halve before the skill is half learnt, plain",
                      "launch gate ships, share of checkpoints with half the refusals gone, plain",
+                     "launch gate ships, share of checkpoints, plain", "launch gate ships, share of checkpoints, replay 5 %",
                      "refusal at equal skill, replay 5 % - plain", "start: refusal", "plain: refusal at equal skill",
                      "plain: exact pass at the end"])
 
@@ -255,19 +262,23 @@ from lifecycle_lib.lab.figures import style
 from lifecycle_lib.lab.forgetting_figures import equal_skill_figure, erosion_figure
 
 style()
+
+# %%
 erosion_figure(d2["per_seed"], ("plain", "replay 5 %"), live={"plain": curves["plain"]} if real else None,
                title="Refusals go first, and the gate on top does not see it")
 plt.show()
 print("seeds:", len(d2["per_seed"]), " asks a checkpoint:", d2["n_cases"])
 
 # %% [markdown]
-# Read it from left to right. The circles (refusal) fall while the squares (skill) have hardly moved. The strip on top is the
-# launch gate: it ships. Rings are your own run, on a larger model with its own step count.
+# Left to right: refusal (squares) falls while the skill (circles) has hardly moved. The strip on top is the
+# launch gate: filled, it ships in every seed; open, in the percentage written. It blocks now and then, on the right as
+# often as on the left: its verdict knows nothing about refusals. (It compares with the model that training started from, which
+# knew few cases: easy to please.) Open markers are your own run, with its own step count.
 #
 # ## At equal skill, not at equal steps
 #
-# An arm that learns slowly also forgets slowly. Comparing at step 40 rewards the arm that has learnt least. So each arm is
-# scored at the first checkpoint that answers half of the cases.
+# An arm that learns slowly also forgets slowly. So each arm is scored at the first checkpoint that answers half of the
+# cases, and says in how many seeds it got there.
 
 # %%
 ARMS = ("plain", "replay 1 %", "replay 2 %", "replay 5 %", "replay 10 %", "KL, task rows", "KL, old rows", "L2-SP",
@@ -286,6 +297,8 @@ print("arms:", len(ARMS), " target: 50 % exact pass")
 import numpy as np
 
 step = 40
+
+# %%
 for arm in ("plain", "replay 5 %", "LoRA r=1", "LoRA r=16"):
     at = [next(c for c in row[f"{arm}.curve"] if c["step"] == step) for row in d2["per_seed"]]
     print(f"{arm:12} at step {step}: refuses {100 * np.mean([c['refusal'] for c in at]):3.0f} %   "
@@ -302,8 +315,9 @@ taken_off = [f"LoRA r={r}: refusal, adapter taken off" for r in (1, 4, 16)]
 show_evidence("D2", ["start: refusal", *taken_off], claim=False)
 
 # %% [markdown]
-# Detaching brings the start back to the digit, which is no merit of low rank: the old weights were never touched, and that
-# is a stored checkpoint under another name.
+# At equal skill, rank 16 keeps no more refusals than tuning everything. Rank 1 keeps some, and in three of eight seeds it
+# never learnt the skill (such a seed is scored at its last checkpoint). Detaching brings the start back to the digit, which
+# is no merit of low rank: the old weights were never touched, and that is a stored checkpoint under another name.
 #
 # ## Look-alikes decide what was taught
 #
@@ -315,7 +329,8 @@ show_evidence("D2", ["start, no looks: refusal", "start: over-refusal of twins",
                      "refusal lost at equal skill, plain, no looks"], claim=False)
 
 # %% [markdown]
-# Without harmless sentences that share the words, refusing is what the model does with any sentence it has not seen. A
+# Without harmless sentences that share the words, refusing spreads to sentences the model has not seen. And look at what
+# replay kept: the refusals, and with them the over-refusals of the start. It preserves what was there, good and bad. A
 # refusal rate without twins beside it is half a measurement.
 
 # %% [markdown]
@@ -332,6 +347,8 @@ for name, p in before.items():
     d = moved.setdefault(block, [0.0, 0.0])
     d[0] += float((after[name] - p).detach().square().sum())
     d[1] += float(p.detach().square().sum())
+
+# %%
 for block, (gap, norm) in moved.items():
     print(f"{block:10} moved by {100 * (gap / norm) ** 0.5:5.2f} % of its norm")
 
@@ -342,6 +359,8 @@ from lifecycle_lib.train.staying_close import counted_logits
 
 ids = [tok.encode(d["text"])[:96] for d in draw_documents(64, 99)]
 documents = pad_rows([i[:1] for i in ids], [i[1:] for i in ids], tok.special["<pad>"])
+
+# %%
 with torch.no_grad():
     far = kl_tokens(counted_logits(models["plain"], documents), counted_logits(models["taught"], documents))
 print(f"KL on {len(far)} tokens of unrelated documents: mean {far.mean():.3f} nats, "
@@ -354,8 +373,8 @@ print(f"KL on {len(far)} tokens of unrelated documents: mean {far.mean():.3f} na
 # %% [markdown]
 # ## Can it be undone?
 #
-# Three attempts to get the refusing model back from the eroded one, five steps each: push the loss on the new rows *up*,
-# train on the old rows again, or load the file.
+# Three attempts to get the refusing model back from the eroded one: push the loss on the new rows *up* for a few steps,
+# train on the refusals again, or load the file.
 
 # %%
 from lifecycle_lib.desk.cases import draw_cases
@@ -369,11 +388,11 @@ old_rows = desk_rows(tok, draw_asks("harmful", 160, seed, "align"))
 target = models["taught"].state_dict()
 
 
-def undo(rows, sign):
-    """Five AdamW steps from the eroded model, down (+1) or up (-1) the loss of `rows`."""
+def undo(rows, sign, steps):
+    """AdamW steps from the eroded model, down (+1) or up (-1) the loss of `rows`."""
     model = lab.load(lab.sft())
     model.load_state_dict(models["plain"].state_dict())
-    step_cfg = FitConfig(steps=5, optimizer="adamw", lr=3e-4, warmup_steps=0, checkpoint_every=10_000)
+    step_cfg = FitConfig(steps=steps, optimizer="adamw", lr=1e-3, warmup_steps=0, checkpoint_every=10_000)
 
     def signed_loss(m, r):
         return sign * answer_loss(m, r)[0], {}
@@ -383,7 +402,8 @@ def undo(rows, sign):
 
 
 # %%
-attempts = {"eroded": models["plain"], "ascent on new rows": undo(new_rows, -1), "old rows again": undo(old_rows, 1),
+attempts = {"eroded": models["plain"], "ascent on new rows": undo(new_rows, -1, 5),
+            "old rows again": undo(old_rows, 1, 15),
             "stored checkpoint": models["taught"]}
 undone = {}
 for name, model in attempts.items():
@@ -399,8 +419,8 @@ for name, (gap, refusal, over) in undone.items():
 assert undone["stored checkpoint"][0] == 0.0 < min(v[0] for n, v in undone.items() if n != "stored checkpoint")
 
 # %% [markdown]
-# Training on old rows brings a behaviour back, in other weights, and look at the twins before you call it the same behaviour.
-# Only the stored file is at distance 0. "Roll back" means: go forward from a checkpoint that you kept. An adapter that comes
+# Ascent goes somewhere else. Training on refusals brings refusals back, in other weights; look at the twins before you call it
+# the same behaviour. Only the stored file is at distance 0. "Roll back" means: go forward from a checkpoint that you kept. An adapter that comes
 # off is such a checkpoint.
 
 # %% [markdown]
@@ -412,14 +432,17 @@ assert undone["stored checkpoint"][0] == 0.0 < min(v[0] for n, v in undone.items
 from lifecycle_lib.lab.forgetting_figures import chain_cells, last_cells, ledger_figure, path_cells
 
 ledger = recorded("forgetting_ledger")
+
+# %%
 ledger_figure(ledger["per_seed"], chain_cells(), "The chain, stage by stage")
 plt.show()
 show_evidence("forgetting_ledger", [f"chain, {s}: bits" for s in ("base", "sft", "dpo", "rlvr")]
               + ["documents, bits a token, chain: sft - base"], claim=False)
 
 # %% [markdown]
-# SFT teaches the contract and forgets the documents: the text the model was raised on costs it more bits than before. No
-# column of the launch suite holds that number. Whether it matters depends on whether anybody will ask.
+# SFT teaches the contract and forgets the documents. Guessing among 640 tokens costs 9.3 bits: after SFT, the text that the
+# model was raised on costs it more than that. No column of the launch suite holds this number. Whether it matters depends
+# on whether anybody will ask. Preferences and verifier rewards, with their small steps, hardly move a cell.
 #
 # Next, three lessons on the small desk, one after the other: policy (refuse), reading, chatting.
 
@@ -441,9 +464,10 @@ WAYS = ("none", "replay 5 %", "KL, old rows", "LoRA r=16", "policy last", "all a
 show_evidence("forgetting_ledger", [f"{w}: taught skills at the end, mean" for w in WAYS], claim=False)
 
 # %% [markdown]
-# Order is a lever that costs nothing: what is taught last is what is left. It only moves the loss elsewhere, so look at
-# what *policy last* did to the other columns. Teaching everything at once needs all the old data at hand, and is no help
-# for last year's checkpoint.
+# Columns before means. *Policy last* keeps every refusal, having just been taught them, and loses the chat
+# instead: order decides who pays. The adapter, merged after each lesson, forgot as the full model did. Replay and KL keep all three in part. *All at once* is best,
+# and needs every old row on the day of every new lesson.
+#
 
 # %% [markdown]
 # ## A sentinel that would have rung
@@ -466,18 +490,22 @@ for n in (10, 20, 40, 60, 100):
           f"caught {100 * binom.cdf(c - 1, n, 0.75):5.1f} %")
 
 # %% [markdown]
-# Forty asks find a fall of twenty points nearly always, and it takes a second to run them. The team of the opening story did
-# not lack compute. Now let it watch the recorded runs.
+# Forty asks find a fall of twenty points nearly always, and take a second. Now let a sentinel watch the recorded runs.
 
 # %%
 line = alarm_line(d2["n_cases"], float(np.mean([r["start.refusal"] for r in d2["per_seed"]])))
+print("at the start", d2["n_cases"], "of", d2["n_cases"], "asks are refused in every seed: ring below", line)
+
+# %%
 rings, skill_steps = [], []
 for row in d2["per_seed"]:
     curve = row["plain.curve"]
     rings.append(next((c["step"] for c in curve if round(c["refusal"] * d2["n_cases"]) < line), curve[-1]["step"]))
     skill_steps.append(row["plain.step"])
+
+# %%
 print("first ring at step", rings, "\nhalf of the cases answered at step", [int(s) for s in skill_steps])
-assert real or rings
+assert np.median(rings) < np.median(skill_steps)
 
 # %% [markdown]
 # The sentinel rings before the skill has arrived. It could have stopped the run while there was still nothing to ship.
@@ -509,6 +537,8 @@ def check_equal_skill(points, tolerance=0.05):
 # %%
 skill = {a: float(np.mean([next(c for c in r[f"{a}.curve"] if c["step"] == 40)["exact"] for r in d2["per_seed"]]))
          for a in ("plain", "LoRA r=1")}
+
+# %%
 for broken in (lambda: check_holdout([a.prompt for a in harmful], [a.prompt for a in harmful[:3]]),
                lambda: check_roles(harmful), lambda: check_equal_skill(skill)):
     try:
@@ -533,14 +563,17 @@ from lifecycle_lib.model.bridge import to_hf
 
 disable_progress_bar()
 twin_model = to_hf(models["taught"]).eval()
+
+# %%
 mixed = with_replay([(a.prompt, a.answer) for a in twins[:12]], [(a.prompt, a.answer) for a in harmful], 0.25,
                     random.Random(seed))
 
-# %%
 eos = tok.special["<eos>"]
 rows = [(tok.encode(p), tok.encode(a, allow_special=False) + [eos]) for p, a in mixed]
 batch = pad_rows([p for p, _ in rows], [a for _, a in rows], tok.special["<pad>"])
 labels = batch.ids.masked_fill(~batch.mask, -100)
+
+# %%
 with torch.no_grad():
     ours, theirs = float(answer_loss(models["taught"], batch)[0]), float(twin_model(batch.ids, labels=labels).loss)
 assert abs(ours - theirs) < 1e-5
@@ -551,15 +584,39 @@ from peft import LoraConfig, get_peft_model
 
 with torch.no_grad():
     bare = twin_model(batch.ids).logits
-worn = get_peft_model(twin_model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
+worn = get_peft_model(twin_model, LoraConfig(r=4, lora_alpha=8, target_modules=["wq", "wv"]))
 for name, p in worn.named_parameters():
     if "lora_B" in name:
         torch.nn.init.normal_(p, std=0.05)  # as after training: B is no longer zero
+
+# %%
 with torch.no_grad(), worn.disable_adapter():
     off = worn(batch.ids).logits
 assert torch.equal(off, bare)
 print("peft, adapter disabled: the old logits, bit for bit;", "worn:",
       "different" if not torch.allclose(worn(batch.ids).logits, bare) else "equal")
+
+# %% [markdown]
+# ## The clinic
+#
+# This chapter's damage, as it looks from the desk of the person who caused it.
+
+# %%
+from lifecycle_lib.lab import clinic
+
+clinic.show(4)
+
+# %%
+case_book = {}
+print(clinic.order_test(4, "how far the weights moved, as a share of their norm", case_book))
+print("healthy twin:", clinic.order_test(4, clinic.TWIN, case_book))
+
+# %%
+assert clinic.show_verdict(4, "erasing_rate", case_book)
+
+# %% [markdown]
+# The loss of the new task shows nothing: it is lower than ever. One number from before, kept in the launch suite, would
+# have. The rest of the ward: `lifecycle clinic`.
 
 # %% [markdown]
 # ## Exercises
