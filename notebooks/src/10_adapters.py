@@ -19,7 +19,7 @@
 # - run several adapters on one base: swap, switch off, route row by row, add up, pack the base to four bits.
 #
 # **Needs** the SFT checkpoint (from the store, or built first in about 5 minutes of one CPU core). **Makes** two adapters
-# and a portfolio folder that is thrown away. From a warm store about a minute of one CPU core and 1.3 GB of memory.
+# and a portfolio folder that is thrown away. From a warm store about a minute of one CPU core and 0.8 GB of memory.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -718,8 +718,8 @@ print(f"note under facts: facts {100 * stacked['facts']:.0f} %, note {100 * stac
       f"note removed: facts {100 * left:.0f} % (trained alone: {100 * live['facts', 'lora-8']['curve'][-1]['new']:.0f} %)")
 
 # %% [markdown]
-# Order of removal matters: the second adapter was a correction to a model that no longer exists. Train adapters on the
-# bare base if they are to come and go by themselves.
+# (One seed.) Order of removal matters: the second adapter was a correction to a model that no longer exists. Train
+# adapters on the bare base if they are to come and go by themselves.
 #
 # ## A four-bit base under a full-precision adapter
 #
