@@ -1023,7 +1023,7 @@ if has_trl:
 from lifecycle_lib.desk.transcripts import find_spans
 
 kept = sum(not f for f in find_spans(corpus, m, seed))
-print(f"in this corpus the filter keeps {kept} of {len(corpus)} rows: about {size.steps * size.batch / kept:.0f} passes")
+print(f"in this corpus the filter keeps {kept} of {len(corpus)} rows: about {len(corpus) / max(1, kept):.0f} passes")
 
 # %% [markdown]
 # ## Symptoms
