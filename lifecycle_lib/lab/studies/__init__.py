@@ -32,7 +32,6 @@ STUDIES: dict[str, Design] = {
     "D9": habits_design.DESIGN,
     "D10": messy.DESIGN,
     "D4": overoptimisation_design.DESIGN,
-    "D4_longer": overoptimisation_design.LONGER,
     "D9_trigger": habits_trigger.DESIGN,
     "clicks": clicks.DESIGN,
     "D2": erosion.DESIGN,

@@ -14,7 +14,6 @@ Rules, fixed before the full run:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -202,31 +201,3 @@ DESIGN = Design(
              ("outcome, GRPO - winners three times", "grpo.verifier", "winners3.verifier", "share"),
              ("verifier, best of 8 at serving: outcome - best of 1", "verifier.bon8.proxy", "verifier.bon1.proxy",
               "share")))
-
-
-def measure_longer(lab: Lab) -> tuple[Row, list[Artifact]]:
-    """The thumbs arm alone, from the same start, for three times as many steps."""
-    size = SIZES[lab.profile.name]
-    begin, longer = start(lab, size), replace(size, steps=3 * size.steps, kl_stop=3 * size.kl_stop)
-    made = arm(lab, longer, begin, "thumbs")
-    row: Row = {}
-    curve = read_json(made.file("curve.json"))["curve"]
-    for i, r in enumerate(curve):
-        row |= {f"thumbs@{i}.{key}": r[key] for key in (*KEPT, "thumbs")}
-    read(row, "thumbs", {"thumbs": curve, "verifier": curve}, longer)
-    return row, [begin, made]
-
-
-LONGER = Design(
-    measure=measure_longer, notebook="12", smallest=0.10, n_items=SIZES["laptop"].n_test, rows=("S2-08a",),
-    items="unseen cases, and the peak looked for on 64 others",
-    extra=lambda rows: {"peaks": {"thumbs": peak_interval([curve_of(r, "thumbs") for r in rows], SIZES["laptop"])}},
-    claim="thumbs, maximised for three times as many steps, cost at least 0.10 right answers from the peak of gold "
-          "(asked after D4, in which they had not yet done so)",
-    falsifier="gold lies less than 0.10 under its peak after 54 steps, or thumbs did not rise",
-    also=(("thumbs: proxy gained", 0.0),),
-    effects=(("thumbs: gold lost from its peak", "thumbs.fall", None, "right answers"),
-             ("thumbs: proxy gained", "thumbs.gained", None, "of proxy"),
-             ("thumbs: gold, end - start", "thumbs.gold_change", None, "right answers"),
-             ("thumbs: outcome, end - start", "thumbs.outcome_change", None, "share"),
-             ("thumbs: peak", "thumbs.peak_kl", None, "nats")))
