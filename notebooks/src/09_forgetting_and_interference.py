@@ -81,7 +81,7 @@ print("forgetting:", {k: round(v, 2) for k, v in lost.items()}, " backward trans
 # sentences; they go into training beside the refusals.
 
 # %%
-from lifecycle_lib.desk.safety import REFUSALS, draw_asks
+from lifecycle_lib.desk.safety import draw_asks
 
 harmful, twins = (draw_asks(role, n_asks, seed, "eval") for role in ("harmful", "twin"))
 for i in (0, 2, 3):
@@ -165,7 +165,7 @@ print("you said", prediction)
 # of every batch replayed. Everything is measured on the way.
 
 # %%
-from lifecycle_lib.lab.studies.erosion_live import LIVE_ARMS, LiveConfig, erode_chain
+from lifecycle_lib.lab.studies.erosion_live import LiveConfig, erode_chain
 
 cfg = LiveConfig(n_asks=n_asks, n_cases=n_cases) if real else LiveConfig(
     align_steps=2, marks=(0, 1, 2), n_rows=64, batch=8, n_asks=8, n_cases=8)
@@ -663,15 +663,18 @@ print("95 % -> 75 %:", smallest_sentinel(0.95, 0.75), "asks; 95 % -> 85 %:", sma
 ### BEGIN HIDDEN TESTS
 from math import comb
 
-for old_rate, new_rate in ((0.95, 0.75), (0.9, 0.5)):
-    def tail(c, n, q):
-        return sum(comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(c))
 
-    def caught(n):
-        c = max(c for c in range(n + 1) if tail(c, n, old_rate) <= 0.05)
-        return tail(c, n, new_rate)
-    n = smallest_sentinel(old_rate, new_rate)
-    assert caught(n) >= 0.9 > caught(n - 1)
+def tail(c, n, q):
+    return sum(comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(c))
+
+
+def caught(n, old, new):
+    return tail(max(c for c in range(n + 1) if tail(c, n, old) <= 0.05), n, new)
+
+
+for rates in ((0.95, 0.75), (0.9, 0.5)):
+    n = smallest_sentinel(*rates)
+    assert caught(n, *rates) >= 0.9 > caught(n - 1, *rates)
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -689,8 +692,6 @@ def replayed_rows(step, batch, share):
 # %% nbgrader={"grade": true, "grade_id": "replayed-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 print("1 % of 32, ten steps:", [replayed_rows(s, 32, 0.01) for s in range(10)])
 ### BEGIN HIDDEN TESTS
-from lifecycle_lib.train.staying_close import replayed
-
 for share in (0.01, 0.05, 1 / 3):
     total = 0
     for s in range(200):
