@@ -1,15 +1,13 @@
-"""The experiments of the data half: each a design over many small models, recorded by `lifecycle evidence NAME`."""
+"""The experiments of the data half and of post-training: each a design over many small models, recorded by `lifecycle evidence NAME`."""
 
 from lifecycle_lib.lab.design import Design
 from lifecycle_lib.lab.studies import (
     adapters_design,
-    clicks,
     closures,
     dedup,
     distillation,
     erosion,
     habits_design,
-    habits_trigger,
     ledger,
     messy,
     mixing,
@@ -32,14 +30,10 @@ STUDIES: dict[str, Design] = {
     "D9": habits_design.DESIGN,
     "D10": messy.DESIGN,
     "D4": overoptimisation_design.DESIGN,
-    "D9_trigger": habits_trigger.DESIGN,
-    "clicks": clicks.DESIGN,
     "D2": erosion.DESIGN,
     "forgetting_ledger": ledger.DESIGN,
     "sft_contract": sft_contract.DESIGN,
     "distillation": distillation.NEEDED,
     "teacher_faults": distillation.FAULTS,
     "preference_kin": preferences.KIN_DESIGN,
-    "label_noise": preferences.NOISE_DESIGN,
-    "dpo_adam": preferences.ADAM_DESIGN,
 }
