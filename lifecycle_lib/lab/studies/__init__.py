@@ -1,4 +1,4 @@
-"""The experiments of the data half and of post-training: each a design over many small models, recorded by `lifecycle evidence NAME`."""
+"""The experiments of the data half and of post-training, recorded by `lifecycle evidence NAME`."""
 
 from lifecycle_lib.lab.design import Design
 from lifecycle_lib.lab.studies import (
