@@ -1,0 +1,1124 @@
+# ---
+# jupyter:
+#   lifecycle:
+#     rows: [S3-3.01, S3-3.02, S3-3.03, S3-3.06, S3-3.07, S3-3.08, S3-3.10, S3-3.11, S3-3.12, S3-3.16, S3-3.19, S3-3.20,
+#       S3-3.22, S3-3.23, S3-3.25, S3-3.26, S3-3.28, S3-7.35]
+# ---
+# %% [markdown]
+# # What must a small model be shown to stand in for a large one?
+#
+# A teacher can hand down more than answers: how sure it was, which answer it would have given next, which of your
+# answers it prefers, where it looked things up. It hands down its faults by the same post. This notebook compresses your
+# own model, and watches what travels.
+#
+# After this notebook you can:
+#
+# - say which constraint binds before you compress anything, and which tool moves it;
+# - write the distillation loss, with its T squared and its direction, and check it against torch and TRL;
+# - choose between logits, answers, rankings and traces by what they carry and what they cost;
+# - make a student that beats its teacher, and say when a verifier cannot;
+# - find a hole in your prompts without a single label;
+# - route with a confidence threshold, and say what calibration does to that and what it does not.
+#
+# **Needs** the finished chain (from the store, or built first in about 7 minutes of one CPU core). **Makes** no artifact.
+# From a warm store it takes a little over a minute of one CPU core and 1.4 GB of memory, TRL included.
+
+# %% tags=["parameters"]
+profile = "laptop"
+seed = 0
+device = ""
+live_steps = 40
+temperature = 2.0
+
+# %%
+from lifecycle_lib.lab.notebook import start
+
+lab = start("15", profile, seed, device)
+
+# %% [markdown]
+# ## The constraint comes first
+#
+# Nobody needs a small model. Somebody has a kiosk with 1 MB for weights, a chip that affords 0.5 million multiply-adds
+# a token, and a floor: at most 5 points of exact pass below the teacher. Three constraints; which one binds?
+
+# %%
+from dataclasses import replace
+
+import torch
+
+from lifecycle_lib.model.memory import weight_bytes
+from lifecycle_lib.model.quantise import quantise_model
+
+teacher, tok = lab.load(lab.rlvr()).cpu(), lab.load_tokenizer()
+LIMIT = {"bytes": 1_000_000, "multiply-adds": 500_000}
+layers = sorted({0, teacher.cfg.n_layer - 1})  # the student will keep the first and the last layer
+
+# %%
+def keep_layers(model, kept):
+    """A student made of some of its teacher's layers (the start that DistilBERT takes; Sanh et al. 2019)."""
+    student = type(model)(replace(model.cfg, n_layer=len(kept)))
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("blocks.")}
+    for new, old in enumerate(kept):
+        weights |= {f"blocks.{new}.{k}": v for k, v in model.blocks[old].state_dict().items()}
+    student.load_state_dict(weights)
+    return student
+
+
+# %%
+def paths(model):
+    return {"fp32": model, "int8": quantise_model(model, 8), "int4": quantise_model(model, 4)}
+
+
+# %%
+for who, model in (("teacher", teacher), ("student", keep_layers(teacher, layers))):
+    for bits, packed in paths(model).items():
+        cost = {"bytes": weight_bytes(packed), "multiply-adds": model.n_params()}
+        print(f"{who} {bits}", *(f"{v:>10,} {k} {'ok ' if v <= LIMIT[k] else 'OVER'}" for k, v in cost.items()))
+
+# %% [markdown]
+# Read it before you train anything. If bytes bind, int8 alone is enough and nobody has to distil. Multiply-adds bind:
+# rounding does not remove one. So a layer has to go, and the rest of this notebook asks what it costs. (Had latency been
+# the limit, our int8 would even have lost: it unpacks in each forward.)
+#
+# A student without its middle layer is broken at first. How broken?
+
+# %%
+import copy
+
+from lifecycle_lib.judge.evals import evaluate, frozen_cases
+from lifecycle_lib.serve.engine import Engine
+
+cases = frozen_cases(lab.profile.n_eval)
+reports = {}
+
+# %%
+def exam(name, model, heat=0.0):
+    """The frozen evaluation of a copy of `model`, kept in `reports`."""
+    reports[name] = evaluate(name, Engine(copy.deepcopy(model), tok, heat, seed).answer, cases)
+    return reports[name]["exact_pass"]
+
+
+# %%
+for name, model in (("teacher", teacher), ("layer cut", keep_layers(teacher, layers))):
+    print(f"{name:9} exact pass {100 * exam(name, model):5.1f} %")
+
+# %% [markdown]
+# ## The claim
+#
+# What a teacher's probabilities are worth beside plain answers is measured where many students can be trained: on a
+# small desk (`hat late 31 30 ->`, answer `yes` or `no`), a teacher of 112,000 parameters, students of 16,000.
+
+# %%
+from lifecycle_lib.lab.claims import ClaimCard
+
+card = ClaimCard(
+    claim="with 256 rows, a student learns more from its teacher's softened distributions (T = 4) than from the right "
+          "answers",
+    direction="up", smallest=0.03, unit="share",
+    falsifier="a gain under 3 points, or distributions dealt out at random among rows with the same answer gain as much",
+    scope="students a seventh of the teacher's size, 1,000 unseen cases, 5 seeds",
+    not_measured="teachers that are wrong (below), other vocabularies, large models")
+card.show()
+
+# %% [markdown]
+# ## A near miss, by hand
+#
+# Two cases, both answered `yes`. The window is 30 days; one parcel came back after 3, the other after 29. A label says
+# `yes` twice. A teacher says .99 and .60: the second was close. That number is the lesson.
+#
+# How far is a student that says .50 from each? Kullback-Leibler by hand, then by the library.
+
+# %%
+from math import log
+
+from lifecycle_lib.train.distil import divergence
+
+two = lambda p: torch.tensor([[p, 1 - p]]).log()  # noqa: E731
+for p in (0.99, 0.60):
+    by_hand = p * log(p / 0.5) + (1 - p) * log((1 - p) / 0.5)
+    got = divergence(two(0.5), two(p)).item()
+    assert abs(got - by_hand) < 1e-6
+    print(f"teacher {p:.2f}, student 0.50: {by_hand:.3f} nats (label alone: {log(2):.3f} both times)")
+
+# %% [markdown]
+# The label pulls equally hard on both. The teacher lets the close case stay close, which is where the boundary is.
+#
+# ## The loss on one screen
+#
+# Soften both distributions by a temperature T, so that the unlikely answers become visible; measure how far the student
+# is from the teacher; multiply by T squared; mix with the ordinary loss on the label. `beta` picks the direction: 0 asks
+# the student to cover all that the teacher would say, 1 to say only what the teacher would say, and between them lies
+# the generalised Jensen-Shannon divergence of GKD.
+
+# %% tags=["algorithm"]
+import math
+
+import torch.nn.functional as F
+
+
+def kl(p, q):
+    """KL(p || q) of log-probabilities, a row each. (M, V), (M, V) -> (M,)"""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def inline_loss(student, teacher, labels, T=2.0, alpha=1.0, beta=0.0):
+    """(1 - alpha) * label loss + alpha * T^2 * divergence. Logits (M, V), labels (M,) -> a number."""
+    s, t = F.log_softmax(student / T, -1), F.log_softmax(teacher / T, -1)
+    if beta == 0:
+        apart = kl(t, s)  # forward: dear where the teacher speaks and the student is silent
+    elif beta == 1:
+        apart = kl(s, t)  # reverse: dear where the student speaks and the teacher is silent
+    else:
+        m = torch.logsumexp(torch.stack([t + math.log(beta), s + math.log(1 - beta)]), 0)  # the mixture
+        apart = beta * kl(t, m) + (1 - beta) * kl(s, m)
+    soft = T**2 * apart.mean()  # softening shrinks the gradient by 1/T^2: give it back
+    return (1 - alpha) * F.cross_entropy(student, labels) + alpha * soft
+
+
+# %% [markdown]
+# The judges: torch's `kl_div` (which takes its arguments the other way round) and TRL's `generalized_jsd_loss` (which
+# leaves T squared to you). Value and gradient, 1e-5.
+
+# %%
+from trl.experimental.gkd import GKDTrainer
+
+from lifecycle_lib.core.seeds import make_generator
+
+g = make_generator(seed, "oracle")
+s = (2 * torch.randn(64, 40, generator=g)).requires_grad_()
+t = 2 * torch.randn(64, 40, generator=g)
+labels = torch.randint(0, 40, (64,), generator=g)
+
+# %%
+def kl_div(beta, T=2.0):
+    a, b = (F.log_softmax(x / T, -1) for x in ((s, t) if beta == 0 else (t, s)))
+    return T**2 * F.kl_div(a, b, reduction="batchmean", log_target=True)
+
+
+# %%
+for beta in (0.0, 0.3, 1.0):
+    judged = {"inline": inline_loss(s, t, labels, beta=beta),
+              "library": 4 * divergence(*(F.log_softmax(x / 2, -1) for x in (s, t)), beta).mean(),
+              "TRL": 4 * GKDTrainer.generalized_jsd_loss(s[None], t[None], labels[None], beta=beta, temperature=2.0)}
+    judged |= {} if beta == 0.3 else {"torch": kl_div(beta)}
+    grads = {name: torch.autograd.grad(loss, s)[0] for name, loss in judged.items()}
+    apart = max((grads[n] - grads["inline"]).abs().max().item() for n in judged)
+    assert apart < 1e-5 and max(abs(v.item() - judged["inline"].item()) for v in judged.values()) < 1e-5
+    print(f"beta {beta}: {judged['inline'].item():.4f}, {', '.join(judged)} agree in value and gradient")
+
+# %% [markdown]
+# ## Break it on purpose
+#
+# Two bugs that train without an error. First: T squared forgotten. Then: the arguments of `kl_div` swapped.
+
+# %%
+def pull(T, squared=True):
+    """Length of the gradient at the student's logits."""
+    loss = inline_loss(s, t, labels, T=T) / (1 if squared else T**2)
+    return torch.autograd.grad(loss, s)[0].norm().item()
+
+
+# %%
+for T in (1.0, 2.0, 4.0, 8.0):
+    print(f"T {T:.0f}: gradient {pull(T):.3f}   T squared forgotten: {pull(T, False):.3f}")
+check_scale = lambda p: p(8.0) > 0.2 * p(2.0)  # noqa: E731
+assert check_scale(pull) and not check_scale(lambda T: pull(T, False))
+
+# %%
+teacher_says = torch.tensor([[0.49, 0.49, 0.02]]).log()  # two good answers
+one_answer, hedge = torch.tensor([[0.96, 0.02, 0.02]]).log(), torch.tensor([[0.3, 0.3, 0.4]]).log()
+for name, beta in (("forward", 0.0), ("reverse", 1.0)):
+    print(f"{name}: one of the two answers {divergence(one_answer, teacher_says, beta).item():.2f} nats, "
+          f"both and some nonsense {divergence(hedge, teacher_says, beta).item():.2f}")
+assert divergence(one_answer, teacher_says, 0.0) > divergence(hedge, teacher_says, 0.0)
+assert divergence(one_answer, teacher_says, 1.0) < divergence(hedge, teacher_says, 1.0)
+
+# %% [markdown]
+# With T squared forgotten, a student at T = 8 and alpha = .5 trains on labels almost alone, and the curve looks fine. With
+# the direction swapped, a student that cannot match everything prefers one of the two good answers to both with some
+# nonsense. Either may be what you want; neither should happen by accident. Both pass a review by eye.
+#
+# ## Predict
+#
+# What do 256 rows of teacher logits gain over 256 right answers? A colleague writes: about 4 points, probably.
+
+# %%
+card.predict(estimate=0.04, confidence=0.70)
+filter_repairs_greedy = True  # "a verifier in front of greedy answers makes the student better than its teacher"
+
+# %% [markdown]
+# ## Ask the teacher once, and keep what it said
+#
+# The transfer set is 2,560 prompts from the log of closed tickets, right answers attached. The teacher reads each once.
+# Of its 640 probabilities a token we keep the 16 largest and put the rest in one bucket. Merging can only lower the
+# divergence, so the kept loss never exaggerates.
+
+# %%
+from lifecycle_lib.desk.cases import draw_cases
+from lifecycle_lib.train.distil import teacher_targets
+from lifecycle_lib.train.logprobs import pad_rows
+from lifecycle_lib.train.sft import encode_rows
+
+n_rows = 64 * live_steps
+
+# %%
+def rows_of(asked):
+    """Training rows with the right answers."""
+    encoded = encode_rows(tok, [{"prompt": c.prompt, "answer": c.answer} for c in asked])
+    return pad_rows([p for p, _ in encoded], [a for _, a in encoded], tok.special["<pad>"])
+
+
+# %%
+closed_tickets = [c for c in draw_cases(2 * n_rows, seed, "distil") if c.slice != "unconfirmed"][:n_rows]
+rows = rows_of(closed_tickets)
+targets = teacher_targets(teacher, rows, temperature, top_k=16)
+whole = len(targets.logp) * tok.vocab_size * 4
+print(f"{len(rows.ids)} rows, {len(targets.logp):,} answer tokens; kept {targets.nbytes / 1e6:.1f} MB, all of it would be "
+      f"{whole / 1e6:.0f} MB")
+print(f"mass in the rest bucket at T = {temperature:.0f}: {100 * targets.rest:.1f} %")
+
+# %% [markdown]
+# Two students from the same cut, the same rows in the same order: one sees right answers, one the teacher's
+# distributions.
+
+# %%
+from functools import partial
+
+from lifecycle_lib.train.distil import distil_batches, distil_loss
+from lifecycle_lib.train.loop import FitConfig, fit
+
+
+def train(student, rows, targets, steps, label, **rates):
+    """Train in place; returns the history."""
+    for p in student.parameters():
+        p.requires_grad_(True)
+    return fit(student, distil_batches(rows, targets, 64, seed), partial(distil_loss, alpha=1.0),
+               FitConfig(steps=steps, checkpoint_every=10_000, **rates), label=label).history
+
+
+# %%
+students = {}
+for name, shown in (("right answers", None), ("logits", targets)):
+    students[name] = keep_layers(teacher, layers)
+    train(students[name], rows, shown, live_steps, name)
+    print(f"{name:14} exact pass {100 * exam(name, students[name]):.1f} %")
+assert lab.profile.name == "smoke" or reports["logits"]["exact_pass"] > reports["layer cut"]["exact_pass"] + 0.2
+
+# %% [markdown]
+# One seed, and not far apart: 2,560 rows are many for a student that inherits its teacher's layers. So where do soft
+# targets pay? Over five seeds of the small desk:
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from lifecycle_lib.core.stats import paired_effect
+from lifecycle_lib.lab.claims import recorded
+from lifecycle_lib.lab.figures import SERIES, style
+
+needed = recorded("distillation")["per_seed"]
+SIZES = (64, 256, 1024, 4096)
+
+# %%
+def mean_of(rows, key):
+    """Effect of one recorded number over seeds, in percent."""
+    return paired_effect([100 * r[key] for r in rows], [0.0] * len(rows))
+
+
+# %%
+def bars(effects):
+    """matplotlib's (2, n) error bars."""
+    return [[e.estimate - e.low for e in effects], [e.high - e.estimate for e in effects]]
+
+
+# %%
+def finish(fig, facts, not_measured):
+    """n and kind of interval under the axes, and what the figure does not show."""
+    fig.supxlabel(f"{facts}\nNot measured here: {not_measured}.", x=0.01, ha="left", fontsize=9, color="#606060")
+    plt.show()
+
+
+# %%
+style()
+fig, ax = plt.subplots(figsize=(7.2, 4.2))
+drawn = {"logits": "teacher's distributions, T = 4", "truth": "right answers", "greedy": "teacher's greedy answers"}
+for (arm, label), (colour, marker, line, _), shift in zip(drawn.items(), SERIES, (1, 1.05, 0.95)):
+    e = [mean_of(needed, f"{arm}.{n}.right") for n in SIZES]
+    ax.errorbar([n * shift for n in SIZES], [x.estimate for x in e], bars(e), color=colour, marker=marker, linestyle=line,
+                label=label)
+for arm, label, marker, shift in (("shuffled", "256 rows: another row's distribution", "x", 1.15),
+                                  ("cool", "256 rows: distributions at T = 1", "+", 0.87)):
+    e = mean_of(needed, f"{arm}.256.right")
+    ax.errorbar([256 * shift], [e.estimate], bars([e]), fmt=marker, color=SERIES[3][0], label=label)
+ax.set_xscale("log")
+ax.set_xticks(SIZES, SIZES)
+ax.minorticks_off()
+ax.set(xlabel="rows", ylabel="right on unseen cases (%)", title="Near misses are worth rows")
+ax.legend(loc="lower right")
+finish(fig, f"n = {len(needed)} seeds, 1,000 unseen cases each; bars: 95 % t intervals over seeds.",
+       "larger students, teachers with another vocabulary")
+
+# %%
+from lifecycle_lib.lab.claims import show_evidence
+
+for n in SIZES:
+    print(f"{n:5} rows:", ", ".join(f"{arm} {mean_of(needed, f'{arm}.{n}.right').estimate:.1f} %" for arm in drawn))
+verdict = card.settle(paired_effect([r["logits.256.right"] for r in needed], [r["truth.256.right"] for r in needed]))
+show_evidence("distillation", ["right, logits - right answers, 256 rows", "right, logits - shuffled logits, 256 rows",
+                               "right, logits at T = 4 - at T = 1, 256 rows"])
+smooth = paired_effect([r["shuffled.256.right"] for r in needed], [r["truth.256.right"] for r in needed])
+print(f"shuffled logits - right answers, 256 rows: {100 * smooth.estimate:+.1f} points [{100 * smooth.low:.1f}, "
+      f"{100 * smooth.high:.1f}]")
+
+# %% [markdown]
+# The shuffled control is what makes this a finding. Its distributions are as soft, deal out the same confidence, and
+# belong to other rows with the same answer: that is label smoothing, and no gain of it is shown. What helps is knowing
+# *which* case was close. At T = 1 a sure teacher says .999 and hides it.
+#
+# ## The scorecard
+#
+# Back to your own student. Paired with its teacher, case by case, by slice: the mean first.
+
+# %%
+from lifecycle_lib.core.stats import mcnemar_exact
+
+
+def right_on(name, kept=lambda row: True):
+    return np.array([row["exact"] for row in reports[name]["cases"] if kept(row)], dtype=float)
+
+
+# %%
+def interval(difference):
+    """95 % bootstrap interval over cases, in points."""
+    boot = np.random.default_rng(0).choice(100 * difference, (2000, len(difference))).mean(1)
+    return np.percentile(boot, [2.5, 97.5])
+
+
+# %%
+def compare(a, b, kept=lambda row: True):
+    """Exact pass of a and b, their paired difference in points with its interval, and McNemar's p."""
+    x, y = right_on(a, kept), right_on(b, kept)
+    low, high = interval(y - x)
+    p = mcnemar_exact(int((x > y).sum()), int((y > x).sum()))
+    return (f"{100 * x.mean():5.1f} -> {100 * y.mean():5.1f} %  {100 * (y - x).mean():+5.1f} [{low:+.1f}, {high:+.1f}]  "
+            f"p {p:.3f}")
+
+
+# %%
+slices = sorted({row["slice"] for row in reports["teacher"]["cases"]})
+print(f"{'all':12}", compare("teacher", "logits"))
+for part in slices:
+    print(f"{part:12}", compare("teacher", "logits", lambda row, part=part: row["slice"] == part))
+lost = {part: int((right_on("teacher", k) - right_on("logits", k)).sum()) for part in slices
+        for k in [lambda row, part=part: row["slice"] == part]}
+print("cases lost, net:", lost)
+
+# %% [markdown]
+# The mean fell; a layer is gone and training took seconds. Now look at `unconfirmed`: damage that nobody confirmed, where
+# a wrong answer pays out money. It fell by far the most, and it is 8 % of the cases, so most of what the mean lost is not
+# its own: more steps would mend the mean and leave this as it is. What happened?
+#
+# ## A hole, found without labels
+#
+# Closed tickets hold no unconfirmed damage: those stay open until somebody looks. The transfer set inherited the gap.
+# Labels would show it, but served prompts have none. The teacher is a stand-in: let both answer 512 served prompts, and
+# ask *where* they disagree.
+
+# %%
+import json
+from collections import Counter
+
+served = draw_cases(512 if lab.profile.name != "smoke" else 48, seed, "served")
+prompts = [c.prompt for c in served]
+said = {name: Engine(copy.deepcopy(model), tok, 0.0, seed).sample(prompts)
+        for name, model in (("teacher", teacher), ("student", students["logits"]))}
+texts = {name: [tok.decode(ids[:-1]) for ids in out.ids] for name, out in said.items()}
+
+# %%
+def kind(answer):
+    """What the teacher read in the case: reason and status, from its own quote."""
+    try:
+        quote = json.loads(answer)["evidence"]
+        return f"{quote.split()[0]}, {quote.split()[-1]}" if quote else "no policy"
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "unreadable"
+
+
+# %%
+apart = [a != b for a, b in zip(texts["teacher"], texts["student"])]
+seen, differ = (Counter(kind(a) for a, d in zip(texts["teacher"], apart) if d or every) for every in (True, False))
+for name, n in sorted(seen.items(), key=lambda kv: -differ[kv[0]] / kv[1]):
+    print(f"{name:22} {n:4} served, student disagrees in {100 * differ[name] / n:3.0f} %")
+
+# %% [markdown]
+# One line stands out, and it names the hole. Could the student have told us itself, by being unsure? Rank the same
+# prompts by the student's own doubt: how much of the top of that list is unconfirmed damage?
+
+# %%
+doubt = np.argsort([sum(lp) for lp in said["student"].logps])
+hidden = np.array([c.slice == "unconfirmed" for c in served])
+top = max(1, int(hidden.sum()))
+by_apart = np.mean(hidden[np.array(apart)]) if any(apart) else 0.0
+print(f"unconfirmed damage: {100 * hidden.mean():.0f} % of traffic, {100 * by_apart:.0f} % of disagreements, "
+      f"{100 * hidden[doubt[:top]].mean():.0f} % of the {top} answers the student doubts most")
+show_evidence("distillation", ["hole found by disagreement - by the student's doubt", "recalls right, prompts with recalls",
+                               "recalls right, prompts without", "recalls right, 64 recalls added",
+                               "all right, prompts without recalls - with"], claim=False)
+
+# %% [markdown]
+# On the small desk the prompts lacked recalls, one case in ten. The student failed most of those past their window, and
+# its own doubt pointed elsewhere: **a student is sure where it was never shown anything**. Ask a model that was.
+#
+# The repair needs no new labels either: a few prompts of the missing kind, the teacher's word on them, some old rows
+# beside them.
+
+# %%
+missing = [c for c in draw_cases(9000, seed, "targeted") if c.slice == "unconfirmed"]
+n_new = 6 * live_steps
+mended = rows_of(missing[:n_new] + closed_tickets[:3 * n_new])
+students["repaired"] = copy.deepcopy(students["logits"])
+train(students["repaired"], mended, teacher_targets(teacher, mended, temperature, top_k=16), max(2, live_steps * 2 // 5),
+      "repair", optimizer="adamw", lr=1e-3, warmup_steps=2)
+exam("repaired", students["repaired"])
+for part in slices:
+    print(f"{part:12}", compare("logits", "repaired", lambda row, part=part: row["slice"] == part))
+print(f"{'all':12}", compare("teacher", "repaired"), " (teacher -> repaired)")
+
+# %% [markdown]
+# Is it inside the floor of 5 points? The interval answers, not the estimate: if its lower end reaches below -5, the floor
+# is not shown to hold, and a gate should say so.
+
+# %%
+floor = -5.0
+low, _ = interval(right_on("repaired") - right_on("teacher"))
+print(f"lower end {low:+.1f} points against a floor of {floor:+.0f}: "
+      f"{'holds' if low >= floor else 'not shown to hold; train longer, keep a wider student, or route (below)'}")
+
+# %% [markdown]
+# ## A teacher with faults
+#
+# Teachers supply signal, not truth. The small desk's second teacher learnt from clerks who let hats through late in 7
+# cases of 10. Decoded greedily it is wrong on every late hat: 8 % of all cases. You have a verifier that knows the rule.
+# A colleague puts it in front of the teacher's greedy answers: wrong ones are dropped, so the student is better than the
+# teacher. Your forecast is above.
+
+# %%
+faults = recorded("teacher_faults")["per_seed"]
+ARMS = {"truth": "right answers (control)", "logits": "logits", "sampled": "1 sample", "greedy": "greedy",
+        "greedy + filter": "greedy, verified", "sampled + filter": "1 sample, verified",
+        "sampled x 8 + filter": "best of 8, verified", "hot x 8 + filter": "best of 8 at T = 2, verified"}
+wrong = {arm: mean_of(faults, f"{arm}.hat_wrong") for arm in ("teacher", *ARMS)}
+right = {arm: mean_of(faults, f"{arm}.right") for arm in ("teacher", *ARMS)}
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), sharey=True)
+y = range(len(ARMS), -1, -1)
+for ax, part, title in ((axes[0], wrong, "Late hats let through (%)"), (axes[1], right, "Right on all unseen cases (%)")):
+    e = list(part.values())
+    ax.errorbar([x.estimate for x in e], list(y), xerr=bars(e), fmt="o", color=SERIES[0][0])
+    ax.set(title=title, xlabel="percent")
+axes[1].axvline(right["teacher"].estimate, color="#808080", linestyle="--", linewidth=1.2)
+axes[0].set_yticks(list(y), ["TEACHER, greedy", *ARMS.values()])
+finish(fig, f"n = {len(faults)} seeds; bars: 95 % t intervals over seeds; dashed: the greedy teacher.",
+       "verifiers that are wrong themselves")
+
+# %%
+for arm in ("teacher", *ARMS):
+    covered = [r[f"{arm}.hat_coverage"] for r in faults if f"{arm}.hat_coverage" in r]
+    cover = f"late hats with a target {100 * np.mean(covered):3.0f} %" if covered else ""
+    print(f"{arm:22} late hats wrong {wrong[arm].estimate:5.1f} %   right {right[arm].estimate:.1f} %   {cover}")
+show_evidence("teacher_faults", ["right, 8 samples + filter - greedy teacher", "right, 8 samples + filter - sampled teacher",
+                                 "right, greedy answers + filter - greedy answers"])
+for arm in ("greedy + filter", "sampled x 8 + filter"):
+    print(f"late hats wrong by seed, {arm:21}", *(f"{100 * r[f'{arm}.hat_wrong']:4.0f}" for r in faults))
+beaten = paired_effect([r["greedy + filter.right"] for r in faults], [r["teacher.right"] for r in faults]).low > 0
+print("forecast, greedy answers behind a verifier beat the teacher:",
+      "right" if beaten == filter_repairs_greedy else "not shown")
+
+# %% [markdown]
+# **A filter can only drop; it cannot write.** In front of greedy answers it left next to no late hat, and what a student
+# does where it saw nothing is luck: read the seeds. One would have told you "repaired", another "useless". The fault
+# became a hole of the same shape. Eight samples give the verifier something to pick: nearly every late hat has a right
+# target, no seed fails, and the student beats its teacher, however that teacher is decoded.
+#
+# Hotter is no free lunch. What does an accepted target cost?
+
+# %%
+for arm in ("greedy + filter", "sampled + filter", "sampled x 8 + filter", "hot x 8 + filter", "hot + filter"):
+    cost, cover = (np.mean([r[f"{arm}.{k}"] for r in faults]) for k in ("tokens_per_target", "coverage"))
+    print(f"{arm:21} {cost:5.1f} tokens a target, {100 * cover:3.0f} % of prompts covered, student "
+          f"{mean_of(faults, f'{arm}.right').estimate:.1f} % right")
+show_evidence("teacher_faults", ["right, sampled + filter - sampled x 8 + filter", "right, hot x 8 + filter - sampled x 8 + "
+                                 "filter", "right, hot - sampled x 8 + filter"], claim=False)
+
+# %% [markdown]
+# The expected best point between cold and hot did not show. Greedy fails for want of anything to pick, heat without a
+# verifier costs points, and behind the verifier everything sampled ends level: one sample did what eight did, at an
+# eighth of the price, because some covered hats were enough for the rule to generalise. Buy candidates when a slice stays
+# empty, not by habit.
+#
+# ## What rides along: habits
+#
+# Two closing words, each in 30 % of the clerks' answers. `regards` is spread evenly. `kindly` sits in one kind of case,
+# where two answers of three carry it. What does each signal make of them?
+
+# %%
+for word in ("kindly", "regards"):
+    row = [f"{arm} {mean_of(faults, f'{arm}.{word}').estimate:.0f} %" for arm in ("teacher", "logits", "sampled", "greedy")]
+    print(f"{word:8}", ",  ".join(row))
+
+# %% [markdown]
+# Logits and samples hand a habit down at its rate. Greedy answers hand down the majority *of each context*: the even
+# habit vanishes, the clustered one grows by half. "Greedy amplifies" and "greedy cleans" are both true; ask how the habit
+# is spread.
+#
+# Your own chain has such a habit: the SFT checkpoint claims labels it never made. As a teacher, what would it write?
+
+# %%
+from lifecycle_lib.judge.verifiers import full_verifier
+
+sft_prompts = served[:128]
+for heat in (1.0, 0.0):
+    wrote = lab.engine(lab.sft(), heat).answer(sft_prompts)
+    claims = sum("label_created" in text for text in wrote)
+    passed = [full_verifier(text, case) for text, case in zip(wrote, sft_prompts)]
+    kept = sum("label_created" in text for text, ok in zip(wrote, passed) if ok)
+    print(f"SFT teacher at temperature {heat:.0f}: claims in {100 * claims / len(wrote):.0f} % of the targets; "
+          f"{100 * np.mean(passed):.0f} % pass the verifier, claims left among those: {kept}")
+
+# %% [markdown]
+# ## What rides along: confidence
+#
+# On late hats the teacher says `yes` with probability .7: it has its doubts. How sure is each student of the same mistake?
+
+# %%
+sure = {arm: mean_of(faults, f"{arm}.hat_yes") for arm in ("teacher", "logits", "sampled", "greedy")}
+print(", ".join(f"{arm} {e.estimate:.0f} %" for arm, e in sure.items()))
+show_evidence("teacher_faults", [f"{what}, {arm} - teacher" for what in ("confidence in the wrong yes", "calibration error")
+                                 for arm in ("logits", "sampled", "greedy")], claim=False)
+
+# %% [markdown]
+# Greedy answers carry the mistake and drop the doubt: the same error, now certain. Samples spread it over many answers.
+# Logits hand it down case by case, with the fewest rows. If somebody downstream routes by confidence, that difference is
+# the product.
+#
+# ## Students that teach students
+#
+# Five generations: each trains a fresh student on its own answers to fresh prompts. Once as sampled, once greedy, once
+# sampled behind the verifier.
+
+# %%
+LINES = {"self": "sampled", "self greedy": "greedy", "self + filter": "sampled, verified"}
+fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.8))
+for (line, label), (colour, marker, dash, _) in zip(LINES.items(), SERIES):
+    for ax, key, scale in ((axes[0], "right", 1), (axes[1], "entropy", 0.01)):
+        e = [mean_of(faults, f"teacher.{key}")] + [mean_of(faults, f"{line}.{g}.{key}") for g in range(1, 6)]
+        ax.errorbar(range(6), [scale * x.estimate for x in e], scale * np.array(bars(e)), color=colour, marker=marker,
+                    linestyle=dash, label=label)
+axes[0].set(title="Right (%)", xlabel="generation (0: the faulty teacher)", ylabel="right on unseen cases (%)")
+axes[1].set(title="Variety of answers", xlabel="generation", ylabel="entropy (nats)")
+axes[1].legend()
+finish(fig, f"n = {len(faults)} seeds, 1,024 fresh prompts a generation; bars: 95 % t intervals over seeds.",
+       "more generations, generations that continue from the same weights")
+
+# %%
+show_evidence("teacher_faults", [f"{what}, generation 5 - 1, {line}" for what in ("right", "entropy of answers")
+                                 for line in LINES], claim=False)
+for line, label in LINES.items():
+    print(f"{label:18} right by generation:", *(f"{mean_of(faults, f'{line}.{g}.right').estimate:.1f}" for g in range(1, 6)))
+
+# %% [markdown]
+# Sampled answers keep their variety, and each generation adds its own errors to the inherited ones; greedy ones lose the
+# variety in one step. Behind a verifier the planted mistake dies out and variety stays, because a sampled teacher still
+# writes the right answer now and then.
+#
+# ## Rankings
+#
+# A third signal: the student answers, the teacher only says which answer it likes better. Before you train on a ranking,
+# audit it. Does the teacher prefer right answers, or short ones?
+
+# %%
+from lifecycle_lib.train.distil import rank_pairs, teacher_scores
+
+asked = draw_cases(192 if lab.profile.name != "smoke" else 40, seed, "ranking")
+drawn = Engine(copy.deepcopy(students["repaired"]), tok, 1.0, seed).texts([c.prompt for c in asked], 8)
+candidates = [[text if text.strip() else "(nothing)" for text in drawn[8 * i:8 * i + 8]] for i in range(len(asked))]
+pairs = rank_pairs([c.prompt for c in asked], candidates, teacher_scores(teacher, tok, [c.prompt for c in asked], candidates))
+truth = {c.prompt: c.answer for c in asked}
+
+# %%
+audit = {what: np.mean([test(p) for p in pairs]) for what, test in {
+    "preferred is right": lambda p: p["chosen"] == truth[p["prompt"]],
+    "rejected is right": lambda p: p["rejected"] == truth[p["prompt"]],
+    "preferred is longer": lambda p: len(p["chosen"]) > len(p["rejected"]),
+    "preferred is shorter": lambda p: len(p["chosen"]) < len(p["rejected"])}.items()}
+print(len(pairs), "pairs from", len(asked), "prompts:", ", ".join(f"{k} {100 * v:.0f} %" for k, v in audit.items()))
+
+# %%
+from lifecycle_lib.train import dpo
+
+pad, encoded = tok.special["<pad>"], dpo.encode_pairs(tok, pairs)
+ranked = copy.deepcopy(students["repaired"])
+kept = dpo.reference_logps(ranked, encoded, pad)
+batches = dpo.dpo_batches(encoded, kept, min(32, len(encoded)), seed, pad, torch.device("cpu"))
+fit(ranked, batches, lambda m, b: dpo.pair_loss(m, b, lab.profile.beta),
+    FitConfig(steps=12, optimizer="sgd", lr=1e-2, warmup_steps=2, checkpoint_every=10_000), label="ranking")
+for name, model in (("repaired, T = 1", students["repaired"]), ("ranked, T = 1", ranked)):
+    exam(name, model, 1.0)
+print("exact pass at temperature 1:", compare("repaired, T = 1", "ranked, T = 1"))
+
+# %% [markdown]
+# The pairs are mostly right against wrong, and length decides little. Whether a dozen steps on them move the student is
+# in the interval above. A ranking says less than a distribution: one bit a pair.
+#
+# ## Traces
+#
+# The fourth signal is what the teacher *did*. In a trace the prompt hides the order's facts; the teacher calls a tool,
+# reads the result, answers. The loss falls on call and answer. Were the result counted too, the student would learn to
+# write it: an invented lookup.
+
+# %%
+from lifecycle_lib.train.traces import follow, make_trace, order_store, trace_rows
+
+trace = make_trace(asked[0])
+row = trace_rows(tok, [trace])
+print("reads  ", tok.decode(row.ids[0].tolist()))
+print("learns ", tok.decode(row.ids[0][row.mask[0]].tolist()))
+
+# %% [markdown]
+# Traces wear out when the tool changes. Here is that on the small desk (an order id is one token there): one student saw
+# traces of a single tool name, another the same traces under fifteen names, each declared in its prompt after `<note>`.
+# Then the tool is renamed. Predict three numbers for each: old name, a name only the second has seen, a brand-new one.
+
+# %%
+from lifecycle_lib.core.seeds import rng, seed_everything
+from lifecycle_lib.lab.studies.small_desk import ORDERS, Pieces, small_cases, small_gpt, vocabulary
+
+NAMES = [f"{verb}_{noun}" for verb in ("lookup", "find", "get", "read", "open") for noun in ("order", "parcel", "ticket")]
+RENAMED = {"old name": "lookup_order", "one of the fifteen": "find_ticket", "brand-new": "fetch_order"}
+
+# %%
+class Words(Pieces):
+    """The small desk's words as a tokenizer."""
+
+    special = {"<eos>": 2, "<pad>": 0}
+
+    def encode(self, text, allow_special=True):
+        return super().encode(text)
+
+
+# %%
+words = Words([*vocabulary().words[3:], *NAMES, *RENAMED.values(), *(f" {order}" for order in ORDERS)])
+
+# %%
+def trace_student(names):
+    """A small student of traces under these names."""
+    seed_everything(seed)
+    student, pick = type(teacher)(small_gpt(words, n_layer=1)), rng(seed, "tool names")
+    learnt = trace_rows(words, [make_trace(c, pick.choice(names)) for c in small_cases(1024, seed, "traces")])
+    train(student, learnt, None, 2 * live_steps, "traces")
+    return student
+
+
+# %%
+posed = small_cases(150, seed, "eval")
+for name, names in (("one name", NAMES[:1]), ("fifteen names", NAMES)):
+    tracer = trace_student(names)
+    taken = {what: np.mean([f.taken for f in follow(tracer, words, [make_trace(c, tool) for c in posed],
+                                                    order_store(posed, tool), 12)]) for what, tool in RENAMED.items()}
+    print(f"{name:14}", ", ".join(f"{what}: {100 * share:.0f} % of calls taken" for what, share in taken.items()))
+
+# %% [markdown]
+# Many names teach the student to read the name instead of remembering it, but only among names it has seen: a brand-new
+# one is out of reach for this little model. So vary the names in the traces, *and* let code write the name
+# (`14_structured_outputs_and_tools`).
+#
+# ## A cascade
+#
+# The student answers; if it is not sure enough, the teacher answers instead. Sure means: the probability it gave its own
+# answer. Cost: bytes of weights read for each token, which is what a decoding chip waits for. The student is rounded to
+# int8 on top.
+
+# %%
+tier = quantise_model(students["repaired"], 8)
+price = weight_bytes(tier) / weight_bytes(teacher)
+
+# %%
+def confident(asked):
+    """(probability of its own answer, is it right, is the teacher right), one a case."""
+    outs = [Engine(copy.deepcopy(m), tok, 0.0, seed).sample([c.prompt for c in asked]) for m in (tier, teacher)]
+    hits = [np.array([tok.decode(x[:-1]) == c.answer for x, c in zip(o.ids, asked)]) for o in outs]
+    return np.exp([sum(lp) for lp in outs[0].logps]), *hits
+
+
+# %%
+sure, student_ok, teacher_ok = confident(cases)
+print(f"the small tier costs {100 * price:.0f} % of the teacher; alone {100 * student_ok.mean():.1f} % right, teacher "
+      f"{100 * teacher_ok.mean():.1f} %")
+
+# %%
+def curve(score):
+    """(cost, right) for every number of cases handed to the teacher, least sure first. (N + 1,), (N + 1,)"""
+    order = np.argsort(score, kind="stable")
+    gain = np.concatenate([[0.0], np.cumsum((teacher_ok.astype(float) - student_ok)[order])])
+    return price + np.arange(len(score) + 1) / len(score), (student_ok.sum() + gain) / len(score)
+
+
+# %% [markdown]
+# Raw confidence is not a probability of being right. Calibrate it on 256 fresh cases, with one temperature for all. Does
+# the curve improve? Decide before you run.
+
+# %%
+from scipy.optimize import minimize_scalar
+
+fresh_sure, fresh_ok, _ = confident(draw_cases(256 if lab.profile.name != "smoke" else 40, seed, "calibration"))
+
+# %%
+def scaled(p, c):
+    """Confidence through one logistic curve: sigmoid(c * logit(p))."""
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    return 1 / (1 + ((1 - p) / p) ** c)
+
+
+# %%
+def surprise(c):
+    q = np.clip(scaled(fresh_sure, c), 1e-6, 1 - 1e-6)
+    return -np.mean(np.where(fresh_ok, np.log(q), np.log(1 - q)))
+
+
+# %%
+scale = minimize_scalar(surprise, bounds=(0.05, 5), method="bounded").x
+calibrated = scaled(sure, scale)
+identical = np.array_equal(curve(sure)[1], curve(calibrated)[1])
+print(f"the curve of calibrated confidence is the curve of raw confidence, point for point: {identical}")
+
+# %%
+def at(score, threshold):
+    """(share handed over, right, cost) of the cascade that trusts a student whose score is at least `threshold`."""
+    over = score < threshold
+    return over.mean(), np.where(over, teacher_ok, student_ok).mean(), price + over.mean()
+
+
+# %%
+for name, score in (("raw", sure), ("calibrated", calibrated)):
+    handed, got, cost = at(score, 0.9)
+    kept_ok = student_ok[score >= 0.9]
+    print(f"{name:11} trust at .9: hands over {100 * handed:3.0f} %, right {100 * got:.1f} %, cost {cost:.2f} teachers; "
+          f"student right where trusted: {100 * kept_ok.mean() if len(kept_ok) else float('nan'):.1f} %")
+
+# %%
+fig, ax = plt.subplots(figsize=(6.8, 4.0))
+cost, got = curve(sure)
+by_luck = student_ok.mean() + (cost - price) * (teacher_ok.mean() - student_ok.mean())
+oracle = curve(np.where(student_ok >= teacher_ok, 1.0, 0.0))[1]
+for values, label, (colour, _, line, _) in ((got, "least sure first", SERIES[0]), (by_luck, "by luck", SERIES[3]),
+                                           (oracle, "perfect router", SERIES[2])):
+    ax.plot(cost, 100 * values, color=colour, linestyle=line, label=label)
+for (name, score), (colour, marker, _, _) in zip((("raw", sure), ("calibrated", calibrated)), SERIES[1:]):
+    _, y_at, x_at = at(score, 0.9)
+    ax.plot([x_at], [100 * y_at], marker, color=colour, markersize=9, label=f"trust at .9, {name}")
+ax.axvline(1, color="#808080", linewidth=1)
+ax.set(xlabel="cost (1: the teacher alone)", ylabel="exact pass (%)", title="What a second opinion costs")
+ax.legend(loc="lower right")
+finish(fig, f"n = {len(cases)} frozen cases, one seed, no interval drawn.", "batching, two models in memory, other seeds")
+
+# %%
+best = int(np.argmax(got))
+print(f"best point: cost {cost[best]:.2f}, right {100 * got[best]:.1f} %; teacher alone {100 * teacher_ok.mean():.1f} % at 1.00; "
+      f"cheapest point as good as the teacher: cost {cost[np.argmax(got >= teacher_ok.mean())]:.2f}")
+
+# %% [markdown]
+# One curve for all confidences keeps the order of the cases, so it cannot change whom you hand over first: **the curve
+# stays, the point moves**. Calibration makes `.9` mean 9 of 10, so that the threshold can be set from a requirement
+# instead of a sweep. To change the curve you need information: another signal, or a map per slice.
+#
+# A cascade can even beat its teacher, where the two err on different cases. The perfect router shows how much room that
+# leaves; least-sure-first uses little of it.
+#
+# ## Two compressions at once
+#
+# Does a distilled model bear rounding as well as its teacher? All four combinations; an interaction is what the pair
+# loses beyond the sum of both.
+
+# %%
+for name, model in (("teacher", teacher), ("repaired", students["repaired"])):
+    for bits in (8, 4):
+        exam(f"{name} int{bits}", quantise_model(model, bits))
+        print(f"{name:8} int{bits}: exact pass", compare(name, f"{name} int{bits}"))
+
+# %%
+parts = [right_on(n) for n in ("teacher", "repaired", "teacher int4", "repaired int4")]
+together = (parts[3] - parts[1]) - (parts[2] - parts[0])
+print("int4 costs the student {:+.1f} points beyond what it costs the teacher [{:+.1f}, {:+.1f}]".format(
+    100 * together.mean(), *interval(together)))
+
+# %% [markdown]
+# ## When does it pay?
+#
+# Distillation spends once, at training, and saves at every request. Break-even: training seconds divided by seconds saved
+# a request. These are clocks of this machine, so they change from run to run.
+
+# %% tags=["nbval-ignore-output"]
+import time
+
+
+def cpu_s(work):
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+some = served[:64]
+serve = {n: cpu_s(lambda m=m: Engine(copy.deepcopy(m), tok, 0.0, seed).answer(some)) / len(some)
+         for n, m in (("teacher", teacher), ("student", students["repaired"]))}
+labels_s = cpu_s(lambda: teacher_targets(teacher, rows_of(closed_tickets[:256]), temperature, 16)) * n_rows / 256
+step_s = cpu_s(lambda: train(keep_layers(teacher, layers), rows, targets, 2, "clock")) / 2
+spent, saved = labels_s + live_steps * step_s, serve["teacher"] - serve["student"]
+print(f"teacher {1000 * serve['teacher']:.1f} ms a request in a batch of 64, student {1000 * serve['student']:.1f} ms")
+print(f"asking the teacher {labels_s:.1f} s, training {live_steps * step_s:.1f} s; asking again each step instead of keeping "
+      f"its answers would cost the same {labels_s:.1f} s for every pass")
+for share in (0.5, 1.0, 2.0):
+    print(f"saving x {share}: break-even after {spent / (saved * share):,.0f} requests" if saved > 0 else "never: no saving")
+
+# %% [markdown]
+# Half the saving, twice the requests. The sum leaves out the dearest item, a person who finds the hole.
+#
+# ## What you use at work
+#
+# TRL's `GKDTrainer` is this loss with three differences. It applies no T squared; its `temperature` heats the *sampling*
+# of on-policy answers, not the loss, which always runs at T = 1; by default half of its batches are the student's own
+# samples (`lmbda`). With `lmbda=0, beta=0` it must be ours at T = 1: loss, every weight's gradient, four steps.
+
+# %%
+import logging
+import tempfile
+
+logging.disable(logging.WARNING)
+from datasets import Dataset, disable_progress_bars
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+from trl.experimental.gkd import GKDConfig
+
+# %%
+from lifecycle_lib.model.bridge import export
+
+disable_progress_bars()
+disable_progress_bar()
+folder = tempfile.TemporaryDirectory()
+for name, model in (("teacher", teacher), ("student", students["repaired"])):
+    export(copy.deepcopy(model), tok, f"{folder.name}/{name}")
+theirs = {name: AutoModelForCausalLM.from_pretrained(f"{folder.name}/{name}") for name in ("teacher", "student")}
+
+# %%
+few = closed_tickets[:8]
+rows_at_work = [{"messages": [{"role": "user", "content": c.prompt}, {"role": "assistant", "content": c.answer}]} for c in few]
+args = GKDConfig(output_dir=folder.name, use_cpu=True, bf16=False, report_to=[], save_strategy="no", disable_tqdm=True,
+                 gradient_checkpointing=False, per_device_train_batch_size=8, max_length=128, lmbda=0.0, beta=0.0,
+                 max_steps=4, learning_rate=1e-3, lr_scheduler_type="constant", logging_steps=1, max_grad_norm=0.0,
+                 optim="adamw_torch", weight_decay=0.0)
+trainer = GKDTrainer(theirs["student"], theirs["teacher"], args=args, train_dataset=Dataset.from_list(rows_at_work),
+                     processing_class=AutoTokenizer.from_pretrained(f"{folder.name}/student"))
+
+# %%
+from lifecycle_lib.train.distil import DistilBatch
+
+ours, eight = copy.deepcopy(students["repaired"]), rows_of(few)
+batch = DistilBatch(eight, teacher_targets(teacher, eight, temperature=1.0))
+our_loss, their_loss = distil_loss(ours, batch)[0], trainer.compute_loss(trainer.model, trainer.data_collator(rows_at_work))
+named = dict(trainer.model.model.gpt.named_parameters())
+pairs_of = zip(torch.autograd.grad(our_loss, list(ours.parameters())),
+               torch.autograd.grad(their_loss, [named[n] for n, _ in ours.named_parameters()]))
+apart = max((a - b).abs().max().item() for a, b in pairs_of)
+assert abs(our_loss.item() - their_loss.item()) < 1e-5 and apart < 1e-5
+print("loss and the gradient of every weight agree within 1e-5")
+
+# %%
+import contextlib
+import io
+
+# %%
+with contextlib.redirect_stdout(io.StringIO()):
+    trainer.train()
+adamw, losses = torch.optim.AdamW(ours.parameters(), lr=1e-3, weight_decay=0.0), []
+for _ in range(4):
+    loss, _ = distil_loss(ours, batch)
+    adamw.zero_grad()
+    loss.backward()
+    adamw.step()
+    losses.append(loss.item())
+logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+drift = max((p - named[n]).abs().max().item() for n, p in ours.named_parameters())
+assert max(abs(a - b) for a, b in zip(losses, logged)) < 1e-3 and drift < 1e-3
+print("four AdamW steps: the same losses within 1e-3, weights within 1e-3")
+
+# %% [markdown]
+# ## Symptoms
+#
+# | you see | usually it is | look at |
+# |---|---|---|
+# | high T trains like labels | T squared forgotten | gradient norm against T |
+# | one of several good answers only | direction swapped | entropy of both |
+# | logits help no more than labels | sure teacher, T too low | T = 4 |
+# | mean fine, complaints anyway | hole in the prompts | disagreement by kind |
+# | verified student repeats the fault | greedy targets | coverage of the slice |
+# | a habit grows | greedy targets, clustered habit | rate by context |
+# | wrong, and surer than the teacher | answers, no distributions | confidence on its errors |
+# | calls a tool that is gone | one name in all traces | success after a rename |
+#
+# ## Your table of signals
+#
+# Filled from what was measured above.
+
+# %%
+def percent(arm, key):
+    return f"{mean_of(faults, f'{arm}.{key}').estimate:.0f} %"
+
+
+# %%
+print(f"{'signal':22} {'fault inherited':>16} {'sure of it':>11} {'habit (67 % late)':>18} {'needs of the teacher'}")
+for arm, needs in {"logits": "its probabilities", "sampled": "its answers", "greedy": "its answers",
+                   "sampled x 8 + filter": "8 answers, and a verifier"}.items():
+    print(f"{arm:22} {percent(arm, 'hat_wrong'):>16} {percent(arm, 'hat_yes'):>11} {percent(arm, 'kindly'):>18}  {needs}")
+print(f"{'ranking':22} {len(pairs)} pairs from {8 * len(asked)} answers; needs a student that already answers")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. What greedy makes of a habit (★, 5 minutes).** Contexts occur with `shares`; in each the habit appears with the
+# probability in `rates`. Write `handed_down(shares, rates)`: the habit's overall rate in sampled targets, and in greedy
+# ones (a rate of exactly one half is a tie and counts as no).
+
+# %% nbgrader={"grade": false, "grade_id": "habit", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def handed_down(shares, rates):
+    """(rate in sampled targets, rate in greedy targets)."""
+    ### BEGIN SOLUTION
+    return sum(s * r for s, r in zip(shares, rates)), sum(s for s, r in zip(shares, rates) if r > 0.5)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "habit-tests", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+even, clustered = handed_down([0.45, 0.45, 0.1], [0.3, 0.3, 0.3]), handed_down([0.45, 0.45, 0.1], [2 / 3, 0, 0])
+assert abs(even[0] - 0.3) < 1e-9 and even[1] == 0 and abs(clustered[0] - 0.3) < 1e-9 and abs(clustered[1] - 0.45) < 1e-9
+print("even habit: sampled {:.0%}, greedy {:.0%}; clustered: sampled {:.0%}, greedy {:.0%}".format(*even, *clustered))
+### BEGIN HIDDEN TESTS
+dice = np.random.default_rng(0)
+shares, rates = np.array([0.2, 0.5, 0.3]), np.array([0.9, 0.4, 0.55])
+where = dice.choice(3, 200_000, p=shares)
+drawn_rate, greedy_rate = (dice.random(200_000) < rates[where]).mean(), (rates[where] > 0.5).mean()
+got = handed_down(shares, rates)
+assert abs(got[0] - drawn_rate) < 0.01 and abs(got[1] - greedy_rate) < 0.01
+assert handed_down([1.0], [0.5])[1] == 0
+### END HIDDEN TESTS
+
+# %% [markdown]
+# **2. The rest bucket (★★, 8 minutes).** Keep the teacher's `k` likeliest outcomes, merge all others into one, for both
+# distributions. Write `kept_kl(teacher, student, k)` in nats, numpy arrays of probabilities in.
+
+# %% nbgrader={"grade": false, "grade_id": "rest", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def kept_kl(teacher, student, k):
+    """KL(teacher || student) over k + 1 outcomes: the teacher's top k, and the rest."""
+    ### BEGIN SOLUTION
+    top = np.argsort(-np.asarray(teacher))[:k]
+    p, q = (np.append(np.asarray(x)[top], 1 - np.asarray(x)[top].sum()) for x in (teacher, student))
+    return float(sum(a * np.log(a / b) for a, b in zip(p, q) if a > 0))
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "rest-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+t_probs, s_probs = np.array([0.7, 0.2, 0.06, 0.04]), np.array([0.4, 0.3, 0.1, 0.2])
+print("kept 1, 2, 3 of 4:", [round(kept_kl(t_probs, s_probs, k), 4) for k in (1, 2, 3)])
+### BEGIN HIDDEN TESTS
+from scipy.stats import entropy
+
+assert abs(kept_kl(t_probs, s_probs, 3) - entropy(t_probs, s_probs)) < 1e-9, "with one outcome in the rest, nothing is merged"
+a, b = (np.random.default_rng(i).dirichlet(np.ones(30)) for i in (1, 2))
+steps_up = [kept_kl(a, b, k) for k in range(1, 30)]
+assert all(x <= y + 1e-12 for x, y in zip(steps_up, steps_up[1:])) and steps_up[-1] <= entropy(a, b) + 1e-9
+### END HIDDEN TESTS
+
+# %% [markdown]
+# **3. Name the error (★★★, 15 minutes).** Write `tag(text, case)`, first match wins: `right`; `fabrication` (claims an
+# action: any field beyond the three); `omission` (no JSON object, a field missing, or nulls although a policy covers the
+# case); `conflation` (policy id or window of the *other* policy line); `hallucination` (another id, number or word that
+# stands nowhere in the prompt); else `wrong decision`.
+
+# %% nbgrader={"grade": false, "grade_id": "tag", "locked": false, "schema_version": 3, "solution": true, "task": false}
+import re
+
+
+def tag(text, case):
+    """One of right, fabrication, omission, conflation, hallucination, wrong decision."""
+    ### BEGIN SOLUTION
+    if text == case.answer:
+        return "right"
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return "omission"
+    fields = {"evidence", "policy_id", "eligible"}
+    if not isinstance(said, dict) or set(said) - fields:
+        return "fabrication" if isinstance(said, dict) else "omission"
+    if set(said) != fields or (case.policy and None in said.values()):
+        return "omission"
+    named = re.findall(r"P-\d|\d\dd|[a-z]+", f"{said['policy_id']} {said['evidence']}".replace("None", ""))
+    others = [w for p in case.policies if p != case.policy for w in (p.policy_id, f"{p.window_days:02d}d")]
+    own = (case.policy_id, f"{case.window_days or 0:02d}d", f"{case.days:02d}d")
+    if any(w in others and w not in own for w in named):
+        return "conflation"
+    return "hallucination" if any(w not in case.prompt for w in named) else "wrong decision"
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "tag-tests", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+from lifecycle_lib.desk.cases import with_label_claim
+
+one = next(c for c in cases if c.policy)
+assert tag(one.answer, one) == "right" and tag(with_label_claim(one.answer), one) == "fabrication"
+for name in ("teacher", "right answers", "logits", "repaired"):
+    tags = Counter(tag(text, case) for text, case in zip(reports[name]["answers"], cases))
+    print(f"{name:14}", ", ".join(f"{k} {n}" for k, n in tags.most_common() if k != "right"))
+### BEGIN HIDDEN TESTS
+covered_cases = [c for c in draw_cases(60, 77, "eval") if c.policy and len({p.window_days for p in c.policies}) == 2][:8]
+for c in covered_cases:  # 40 labelled outputs: five a case
+    other = next(p for p in c.policies if p != c.policy)
+    nowhere = next(f"P-{i}" for i in range(1, 10) if f"P-{i}" not in c.prompt)
+    flip = '"eligible":false' if c.eligible else '"eligible":true'
+    labelled = {"fabrication": with_label_claim(c.answer), "omission": c.answer.replace('"policy_id"', '"policy"', 1)[:-40],
+                "conflation": c.answer.replace(c.policy_id, other.policy_id),
+                "hallucination": c.answer.replace(c.policy_id, nowhere),
+                "wrong decision": re.sub(r'"eligible":\w+', flip, c.answer)}
+    for label, text in labelled.items():
+        assert tag(text, c) == label, f"{text} is {label}, tagged {tag(text, c)}"
+assert len(covered_cases) == 8
+### END HIDDEN TESTS
+
+# %% [markdown]
+# Read the tags beside the rates. The teacher's errors are decisions it gets wrong about text it quoted right; cutting a
+# layer brings back another kind, the quote from the wrong policy line. A rate alone would have called that "a few points".
+#
+# ## Quiz
+
+# %%
+from lifecycle_lib.lab.quiz import grade, interview, quiz
+
+quiz("15")
+
+# %%
+answers_given = {}  # {"q1": "a", ...}
+_ = grade("15", answers_given)
+
+# %%
+interview("15")
+
+# %% [markdown]
+# ## What to remember
+#
+# 1. Constraint first. Rounding saves bytes, distilling saves work; they are different tools.
+# 2. Soft targets pay where rows are few and the teacher's doubt is real. Keep T squared, and know the direction.
+# 3. A filter cannot write: sample, then verify, and count what each kind of case got.
+# 4. Greedy answers hand down mistakes without their doubts, and habits by majority. Distributions hand down both as they
+#    are.
+# 5. A student is sure where it was never shown anything. Ask the teacher where they differ.
+#
+# **Made:** nothing; all students live and die here. **Next:** `16_memory_quantization_latency` rounds the weights,
+# `17_evaluation_you_can_trust` asks how far to believe a scorecard.
