@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   lifecycle:
-#     rows: [S2-09a, S2-09b, S2-09c, S2-09d, S2-04a, S2-04b, S2-04c, S2-04d, S2-10a, S2-10b, S2-10c, S2-10d, S2-10e, S2-11a, S2-11b, S2-11c, S2-11d, S2-11e, S2-11f]
+#     rows: [S2-09a, S2-09b, S2-09c, S2-09d, S2-04a, S2-04b, S2-10a, S2-10b, S2-10c, S2-10d, S2-10e, S2-11a, S2-11b, S2-11c, S2-11d, S2-11e, S2-11f]
 # ---
 # %% [markdown]
 # # Does a model learn your field, or the people who wrote about it?
