@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-REQUIRED = {"00", "01", "02", "03", "04", "05", "06", "07", "11", "12", "16", "18"}
+REQUIRED = {"00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "15", "16", "18"}
 OTHER_SEED = 7
 
 HEADER = "# ---\n# jupyter:\n#   lifecycle:\n#     rows: [S1-12, S3-7.01]\n# ---\n"
