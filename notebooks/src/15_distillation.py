@@ -21,7 +21,7 @@
 # - route with a confidence threshold, and say what calibration does to that and what it does not.
 #
 # **Needs** the finished chain (from the store, or built first in about 7 minutes of one CPU core). **Makes** no artifact.
-# From a warm store it takes a little over a minute of one CPU core and 1.4 GB of memory, TRL included.
+# From a warm store it takes a little over a minute of one CPU core and 1.2 GB of memory, TRL included.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -506,7 +506,7 @@ print(f"lower end {low:+.1f} points against a floor of {floor:+.0f}: "
 faults = recorded("teacher_faults")["per_seed"]
 ARMS = {"truth": "right answers (control)", "logits": "logits", "sampled": "1 sample", "greedy": "greedy",
         "greedy + filter": "greedy, verified", "sampled + filter": "1 sample, verified",
-        "sampled x 8 + filter": "best of 8, verified", "hot x 8 + filter": "best of 8 at T = 2, verified"}
+        "sampled x 8 + filter": "first right of 8", "hot x 8 + filter": "first right of 8, T = 2"}
 wrong = {arm: mean_of(faults, f"{arm}.hat_wrong") for arm in ("teacher", *ARMS)}
 right = {arm: mean_of(faults, f"{arm}.right") for arm in ("teacher", *ARMS)}
 
