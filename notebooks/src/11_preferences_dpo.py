@@ -21,7 +21,7 @@
 # - recognise a swapped pair, a moving reference and a mean in place of a sum from their loss curves.
 #
 # **Needs** the SFT checkpoint of `07_sft_the_interface`. **Makes** nothing new: the first run below *is* the stage
-# `lab.dpo()`. About 80 CPU seconds from a warm store, six minutes more from an empty one; peak memory about 1 GiB.
+# `lab.dpo()`. About 90 CPU seconds from a warm store, six minutes more from an empty one; peak memory about 1 GiB.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -1477,9 +1477,9 @@ for (arm, name), (colour, marker, *_) in zip(roads.items(), [*SERIES, *SERIES]):
                 [[x.estimate - x.low], [x.high - x.estimate]], color=colour, marker=marker,
                 markerfacecolor=colour if list(roads).index(arm) < len(SERIES) else "white")
     if arm not in ("ipo", "kto"):  # they lie under DPO
-        label = "DPO, IPO, KTO" if arm == "dpo" else name
-        ax.annotate(label, (x.estimate, 100 * y.estimate), (6, -12 if arm == "dpo" else 6), textcoords="offset points",
-                    fontsize=9)
+        label, low = ("DPO, IPO, KTO" if arm == "dpo" else name), arm in ("dpo", "best_of")
+        ax.annotate(label, (x.estimate, 100 * y.estimate), (0 if arm == "best_of" else 6, -14 if low else 6),
+                    textcoords="offset points", fontsize=9)
 ax.set(xlabel="KL spent (nats an answer)", ylabel="answers that say the label (%)", title="The same pairs, eight roads")
 fig.supxlabel(f"n = {len(recorded('preference_kin')['seeds'])} seeds, 256 cases each; bars: 95 % t over seeds.\n"
               "Not measured here: other habits, tuned rates.", x=0.01, ha="left", fontsize=9, color="#606060")
@@ -1509,7 +1509,7 @@ print(f"the gap IPO ended with: {ended.estimate:.1f} nats [{ended.low:.1f}, {end
 # loss's name cannot matter before the loss comes to rest. At the wild rate above it did.
 #
 # What none of this shows: a habit that is *likely* under greedy decoding, people's votes, larger models. The Adam
-# result above is one seed and one rate.
+# result above is one seed and one rate, and no run here had wrong votes: that was arithmetic.
 #
 # ## What you use at work
 #
