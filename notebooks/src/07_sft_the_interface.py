@@ -523,7 +523,7 @@ def reaction(block, isolate):
 for name, block, isolate in (("mask and pad token", packed, True), ("no mask", packed, False), ("no pad token", tight, True),
                              ("neither", tight, False)):
     gap = float(packed_loss(reader, block, isolate)[0].detach()) - sealed
-    print(f"{name:19} loss {abs(gap) * (gap > 5e-4):+.3f} nats a token; neighbour's features move by {reaction(block, isolate):.2f}")
+    print(f"{name:19} loss {round(gap, 3) + 0.0:+.3f} nats a token; neighbour's features move by {reaction(block, isolate):.2f}")
 assert reaction(packed, True) == 0
 
 # %% [markdown]
@@ -804,7 +804,7 @@ net, *_ = tune(reader, files["dose 3"], size.dose_steps, seed)
 live_dose = {how: contract.manner(Engine(net, tok, t, seed).answer(frozen[: size.n_sampled]))
              for how, t in (("sampled", 1.0), ("greedy", 0.0))}
 record = recorded("sft_contract")
-runs = record["per_seed"]
+runs, dots = record["per_seed"], {e["name"]: e for e in record["effects"]}
 
 # %% tags=["nbval-ignore-output"]
 for how, m in live_dose.items():
@@ -827,9 +827,13 @@ axes[0].legend()
 fig.supxlabel(f"n = {len(runs)} seeds, four files each, {size.n_sampled} answers a point; dotted: a copy of the data.\n"
               "Not measured here: flaws that depend on the request.", x=0.01, ha="left", fontsize=9, color="#606060")
 plt.show()
-show_evidence("sft_contract", [f"slope of {what} on the data, {how}" for how in ("temperature 1", "greedy")
-                               for what in ("omissions", "certainty words", "length")]
-              + ["policy_id missing after the audit, temperature 1"], claim=False)
+for how in ("temperature 1", "greedy"):
+    for what in ("omissions", "certainty words", "length"):
+        e = dots[f"slope of {what} on the data, {how}"]
+        print(f"slope of {what:15} on the data, {how:13} {e['estimate']:.2f} [{e['low']:.2f}, {e['high']:.2f}]")
+e = dots["policy_id missing after the audit, temperature 1"]
+print(f"policy_id missing after the audit: {100 * e['estimate']:.1f} % [{max(0, 100 * e['low']):.1f}, {100 * e['high']:.1f}]; "
+      f"n = {len(runs)} seeds, 95 % t")
 
 # %% [markdown]
 # Sampling is a thermometer of the data; greedy decoding is a switch at one half. A team that evaluates greedily and
@@ -882,9 +886,6 @@ for i, (kind, covered, new) in enumerate((("known words, covered", True, False),
     print(f"{kind:25} {prompt} {right}")
 
 # %%
-dots = {e["name"]: e for e in record["effects"]}
-
-
 def recorded_share(name):
     """A recorded share as text, in percent."""
     e = dots[name]
@@ -909,7 +910,7 @@ for words, marker, line, grey in (("known", "o", "-", "#111111"), ("new", "s", "
     ax.errorbar(mid[0], mid[1], xerr=ends[0], yerr=ends[1], marker=marker, linestyle=line, color=grey, label=f"{words} words")
     for x, at in zip(contract.IDK_SHARES, zip(*mid)):
         if words == "new":
-            ax.annotate(f"{x:.0%} of rows", at, xytext=(8, 7), textcoords="offset points", fontsize=9)
+            ax.annotate(f"{x:.0%} of rows", at, xytext=(8, 7 if x < 0.3 else -14), textcoords="offset points", fontsize=9)
 ax.set(xlabel="needless 'idk' where a line covers the reason (%)", ylabel="false claims where none does (%)", xlim=(-5, 115), ylim=(-5, 112))
 ax.legend()
 fig.supxlabel(f"n = {len(runs)} seeds, 400 requests of each kind; label: idk rows in training; bars: 95 % t intervals.\n"
@@ -1178,11 +1179,13 @@ print("KL under 0.05 at the first token, yet over 10 points lost:",
       sorted(n for n in order if seen_first[n][0] < 0.05 and drop[n].estimate < -0.1))
 
 # %%
-show_evidence("sft_contract", [f"exact pass: {n} - as trained" for n in ("space after <bot>", "newline after <bot>",
-                               "<policy> becomes <note>")] + ["exact pass: three role tags - seven one-character changes"],
-              claim=False)
+for name in [f"exact pass: {n} - as trained" for n in ("space after <bot>", "newline after <bot>", "<policy> becomes <note>")
+             ] + ["exact pass: three role tags - seven one-character changes"]:
+    e = dots[name]
+    print(f"{name:58} {100 * e['estimate']:+4.0f} [{100 * e['low']:.0f}, {100 * e['high']:.0f}] points")
 spaced = [100 * (r["drift.space after <bot>"] - r["drift.as trained"]) for r in runs]
-print("space after <bot>, checkpoint by checkpoint:", ", ".join(f"{x:+.0f}" for x in spaced), "points")
+print("space after <bot>, checkpoint by checkpoint:", ", ".join(f"{x:+.0f}" for x in spaced),
+      f"points; n = {len(runs)} seeds, {size.n_cases} cases each, 95 % paired t")
 
 # %% [markdown]
 # Five checkpoints of one recipe: a space after `<bot>` costs one of them nothing and the others a third of their answers or
