@@ -415,8 +415,8 @@ print("cases lost, net:", lost)
 
 # %% [markdown]
 # The mean fell; a layer is gone and training took seconds. Now look at `unconfirmed`: damage that nobody confirmed, where
-# a wrong answer pays out money. It fell by far the most, and it is 8 % of the cases, so most of what the mean lost is not
-# its own: more steps would mend the mean and leave this as it is. What happened?
+# a wrong answer pays out money. It fell by far the most, and it is 8 % of the cases: a mean can look mended while
+# this stays as it is. What happened?
 #
 # ## A hole, found without labels
 #
@@ -1093,8 +1093,8 @@ assert len(covered_cases) == 8
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# Read the tags beside the rates. The teacher's errors are decisions it gets wrong about text it quoted right; cutting a
-# layer brings back another kind, the quote from the wrong policy line. A rate alone would have called that "a few points".
+# Read the tags beside the rates. The teacher's errors are decisions it gets wrong about text it quoted right; in the
+# committed run, cutting a layer brought back another kind, the quote from the wrong policy line. A rate alone hides that.
 #
 # ## Quiz
 
