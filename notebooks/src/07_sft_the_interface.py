@@ -800,7 +800,7 @@ for name, its_rows in files.items():
 # The worst file, live: 44 steps of 16 from the SFT checkpoint. Five seeds of all five files are on record.
 
 # %%
-net, *_ = tune(reader, files["dose 3"], size.dose_steps, seed)
+net, *_ = tune(reader, files["dose 3"], size.dose_steps, seed, size=size.batch)
 live_dose = {how: contract.manner(Engine(net, tok, t, seed).answer(frozen[: size.n_sampled]))
              for how, t in (("sampled", 1.0), ("greedy", 0.0))}
 record = recorded("sft_contract")
