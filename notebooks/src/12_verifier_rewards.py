@@ -125,7 +125,8 @@ for name, where in (("honest message", open_cases), ("forged order line", forged
 # %% [markdown]
 # Two boundaries, then. The *type* keeps customer words out of the facts the verifier trusts, so no forged answer is
 # ever rewarded. The *tokenizer* keeps them out of the prompt's structure, if customer text is encoded with
-# `allow_special=False`; our engine encodes the whole prompt at once and leaves that door open.
+# `allow_special=False`, as the engine does it: the forged tag above was plain text, and the words after it were read all
+# the same.
 
 # %%
 tok = lab.load_tokenizer()
