@@ -327,7 +327,8 @@ show_evidence("D9", ["slope of output on corpus rate", *(f"slope, {h}" for h in 
                      "output rate at corpus rate 0 on that line", "temperature .5: output rate - law of one token"])
 
 # %% [markdown]
-# **Inconclusive**, and worth reading. The interval ends a hair outside. The three habits that know no trigger mirror the
+# **Inconclusive**, and worth reading. The interval ends a hair outside. (The split that follows was made after the result
+# was seen: a lead, not a test.) The three habits that know no trigger mirror the
 # corpus as closely as anyone could ask; apology and shorthand do not. Taken apart, seed by seed:
 
 # %%
