@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lifecycle_lib.lab import cli_audit, cli_clinic, cli_data, cli_messy, cli_rights, cli_verify
+from lifecycle_lib.lab.cli_store import existing_store, store_root
 
 RESUME = "lifecycle: stopped; the same command goes on from where it was"
 STOPPED = "lifecycle: stopped; no result was written, the same command starts over"
@@ -23,11 +24,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise ValueError(f"{message}; see {self.prog} --help")
-
-
-def store_root(given: str | None) -> Path:
-    """The store's folder: `given`, else LIFECYCLE_STORE, else ./store."""
-    return Path(given or os.environ.get("LIFECYCLE_STORE") or "store").absolute()
 
 
 def cmd_run(args: argparse.Namespace) -> int:
@@ -84,15 +80,6 @@ def cmd_lineage(args: argparse.Namespace) -> int:
         parents = ", ".join(f"{role} {fp}" for role, fp in a.card["parents"].items()) or "no parents"
         print(f"{a.name:<10} {a.fingerprint}  {a.card['wall_s']:9.1f} s  from {parents}")
     return 0
-
-
-def existing_store(given: str | None) -> "Store":  # noqa: F821
-    """The store, which must be there: looking makes no folder."""
-    root = store_root(given)
-    if not root.is_dir():
-        raise ValueError(f"{root}: there is no store; make one with: lifecycle run")
-    from lifecycle_lib.core.store import Store
-    return Store(root)
 
 
 def cmd_route(args: argparse.Namespace) -> int:

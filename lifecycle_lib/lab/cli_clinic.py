@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from lifecycle_lib.lab.cli_store import store_root
+
 
 def register(commands: "argparse._SubParsersAction") -> None:
     text = "seventeen broken runs: read the chart, order tests, name the cause"
@@ -19,7 +21,7 @@ def cmd_clinic(args: argparse.Namespace) -> int:
     os.environ.setdefault("LIFECYCLE_QUIET", "1")
     from lifecycle_lib.lab import clinic
 
-    path = Path(args.book or Path(os.environ.get("LIFECYCLE_STORE") or "store") / "clinic.json")
+    path = Path(args.book) if args.book else store_root(None) / "clinic.json"
     book = clinic.read_book(path)
     if args.patient is None:
         if args.test or args.cause:

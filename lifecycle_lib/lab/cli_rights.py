@@ -8,13 +8,13 @@ read once, line by line.
 
 import argparse
 import datetime
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lifecycle_lib.lab.cli_data import say
+from lifecycle_lib.lab.cli_store import existing_store
 
 SHOWN = 5  # refusals printed; the proof lists more
 
@@ -83,16 +83,6 @@ def _key(args: argparse.Namespace) -> bytes | None:
     return read_key(args.key) if args.key else None
 
 
-def _store(given: str | None) -> Any:
-    """The store, which must be there: looking makes no folder."""
-    from lifecycle_lib.core.store import Store
-
-    root = Path(given or os.environ.get("LIFECYCLE_STORE") or "store").absolute()
-    if not root.is_dir():
-        raise ValueError(f"{root}: there is no store; give --store, or make one with: lifecycle run")
-    return Store(root)
-
-
 def cmd_prove(args: argparse.Namespace) -> int:
     from lifecycle_lib.core.records import write_json
     from lifecycle_lib.corpus.rights_proof import prove
@@ -154,7 +144,7 @@ def cmd_compose(args: argparse.Namespace) -> int:
 def cmd_who(args: argparse.Namespace) -> int:
     from lifecycle_lib.lab.lineage import CLEAN, HOLDS, NOT_RECORDED, delete_plan, has_weights, models_hit, recorded
 
-    store = _store(args.store)
+    store = existing_store(args.store)
     hit, plan = models_hit(store, args.source), delete_plan(store, args.source)
     for step in plan["steps"]:
         floor = "at least " if step["cost_is_a_floor"] else ""
@@ -189,7 +179,7 @@ def cmd_notice(args: argparse.Namespace) -> int:
                    for p in parts_of(rows_of_file(args.what))]
     else:
         from lifecycle_lib.lab.lineage import sources_of_model
-        store = _store(args.store)
+        store = existing_store(args.store)
         artifact = store.find(args.what)
         found, name = sources_of_model(store, artifact), f"{artifact.name}-{artifact.fingerprint}"
         entries = [{"source": source, **use} for source, uses in found["sources"].items() for use in uses]

@@ -6,19 +6,16 @@ moved), 2 for input that cannot be used.
 
 import argparse
 import json
-import os
 from pathlib import Path
+
+from lifecycle_lib.lab.cli_store import existing_store
 
 
 def _store(given: str | None) -> "Store":  # noqa: F821
-    """The store, which must be there: looking makes no folder."""
-    root = Path(given or os.environ.get("LIFECYCLE_STORE") or "store").absolute()
-    if not root.is_dir():
-        raise ValueError(f"{root}: there is no store; make one with: lifecycle run")
+    """The store, which must be there, and one thread: their number is part of what is compared."""
     from lifecycle_lib.core.seeds import one_thread
-    from lifecycle_lib.core.store import Store
-    one_thread()  # the number of threads is part of what is compared
-    return Store(root)
+    one_thread()
+    return existing_store(given)
 
 
 def _budget(args: argparse.Namespace) -> float:

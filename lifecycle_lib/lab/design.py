@@ -52,6 +52,15 @@ def equivalence(effect: Effect, margin: float) -> str:
     return "refuted" if effect.low > margin or effect.high < -margin else "inconclusive"
 
 
+def first_at(key: str, curve: Sequence[dict], target: float) -> dict:
+    """The first checkpoint whose `key` reaches `target`, with "reached" 1; else the last one, with 0: where arms are
+    compared at equal skill."""
+    if not curve:
+        raise ValueError("an empty curve has no checkpoint; measure at least one")
+    hit = next((c for c in curve if c[key] >= target), None)
+    return {**(hit or curve[-1]), "reached": float(hit is not None)}
+
+
 def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
     """(effects as rows, verdict). A clause of `also` or `within` can only lower the verdict."""
     found: dict[str, Effect] = {}

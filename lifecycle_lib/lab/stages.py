@@ -30,7 +30,7 @@ from lifecycle_lib.model.quantise import quantise_model
 from lifecycle_lib.model.tokenizer import Tokenizer
 from lifecycle_lib.serve import engine
 from lifecycle_lib.serve.engine import Engine
-from lifecycle_lib.train import dpo, grpo, logprobs, loop, pretrain, sft
+from lifecycle_lib.train import chat, dpo, grpo, logprobs, loop, pretrain, sft
 from lifecycle_lib.train.logprobs import Rows, answer_loss
 
 STAGES = ("base", "sft", "dpo", "rlvr", "int8", "int4")
@@ -266,7 +266,7 @@ class Lab:
 
         return self.make("eval", {"temperature": temperature, "n_eval": self.profile.n_eval},
                           {"checkpoint": artifact, "tokenizer": self.tokenizer()}, make,
-                          (gpt, tokenizer, checkpoint, quantise, sampling, engine, evals, verifiers))
+                          (gpt, tokenizer, checkpoint, quantise, sampling, engine, chat, evals, verifiers))
 
     def evaluate(self, artifact: Artifact, temperature: float = 1.0) -> dict:
         """The content of `evaluation`: rates with intervals, slices, every scored row, every answer, the clocks."""

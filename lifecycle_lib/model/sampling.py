@@ -27,6 +27,10 @@ class Samples:
     ended: list[bool]
     tokens: int  # decoded tokens in all
 
+    def texts(self, tok) -> list[str]:
+        """Each continuation as text, without its end token. `tok` needs `decode`."""
+        return [tok.decode(ids[:-1] if end else ids) for ids, end in zip(self.ids, self.ended)]
+
 
 def left_pad(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """(ids, mask), both (P, T), prompts flush right."""

@@ -52,7 +52,7 @@ class Engine:
     def texts(self, prompts: Sequence[str | list[int]], n_samples: int = 1) -> list[str]:
         """Answers as text, without the end token; row p * n_samples + s."""
         out = self.sample(prompts, n_samples)
-        return [self.tok.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
+        return out.texts(self.tok)
 
     def answer(self, cases: Sequence[Case]) -> list[str]:
         """One answer a case; no word of a customer's can forge a tag."""

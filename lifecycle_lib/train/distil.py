@@ -28,6 +28,7 @@ from lifecycle_lib.model.sampling import generate
 from lifecycle_lib.model.tokenizer import Tokenizer
 from lifecycle_lib.train.dpo import make_pair
 from lifecycle_lib.train.logprobs import Rows, shared_rows, sum_logps
+from lifecycle_lib.train.staying_close import counted_logits
 
 
 def divergence(student_logp: Tensor, teacher_logp: Tensor, beta: float = 0.0) -> Tensor:
@@ -96,7 +97,7 @@ def teacher_targets(model, rows: Rows, temperature: float = 1.0, top_k: int | No
     logps, ids = [], []
     for i in range(0, len(rows.ids), part):
         r = Rows(rows.ids[i:i + part], rows.mask[i:i + part]).to(model.device)
-        logp = torch.log_softmax(model.head(model.hidden(r.ids[:, :-1])[r.mask[:, 1:]]).float() / temperature, -1)
+        logp = torch.log_softmax(counted_logits(model, r).float() / temperature, -1)
         if top_k is not None:
             ids.append(logp.topk(top_k).indices)
             logp = merge_rest(logp, ids[-1])
@@ -143,9 +144,8 @@ def distil_loss(model, batch: DistilBatch, alpha: float = 1.0, beta: float = 0.0
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} must be 0 (labels alone) to 1 (teacher alone)")
     rows, said = batch.rows, batch.targets
-    counted = rows.mask[:, 1:]
-    logits = model.head(model.hidden(rows.ids[:, :-1])[counted]).float()  # (M, V)
-    hard = F.cross_entropy(logits, rows.ids[:, 1:][counted])
+    logits = counted_logits(model, rows).float()  # (M, V)
+    hard = F.cross_entropy(logits, rows.ids[:, 1:][rows.mask[:, 1:]])
     if said is None:
         return hard, {"hard": float(hard.detach())}
     logp = torch.log_softmax(logits / said.temperature, -1)

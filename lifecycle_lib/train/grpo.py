@@ -194,7 +194,7 @@ def collect(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, c
     out = generate(model, prompts, eos_id=tok.special["<eos>"], pad_id=tok.special["<pad>"],
                    max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, n_samples=cfg.group_size,
                    generator=make_generator(seed, "rollouts", step))
-    texts = [tok.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
+    texts = out.texts(tok)
     repeated = [c for c in cases for _ in range(cfg.group_size)]
     rewards = rewards_of(reward_fn, texts, repeated)
     spread = rewards.view(-1, cfg.group_size).std(1)

@@ -95,7 +95,7 @@ def follow(model, tok: Tokenizer, traces: Sequence[Trace], tool: Tool, max_new_t
             return []
         out = generate(model, [tok.encode(p) for p in prompts], eos_id=tok.special["<eos>"],
                        pad_id=tok.special["<pad>"], max_new_tokens=max_new_tokens, temperature=0.0)
-        return [tok.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
+        return out.texts(tok)
 
     calls = say([t.prompt for t in traces])
     results = [tool(call) for call in calls]

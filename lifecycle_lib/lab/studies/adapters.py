@@ -42,9 +42,10 @@ from lifecycle_lib.model.gpt import GPT
 from lifecycle_lib.model.prefix import Prefix
 from lifecycle_lib.model.quantise import quantise_model
 from lifecycle_lib.model.tokenizer import Tokenizer
-from lifecycle_lib.train import loop
+from lifecycle_lib.train import loop, staying_close
 from lifecycle_lib.train.logprobs import Rows, answer_loss, pad_rows
 from lifecycle_lib.train.loop import FitConfig
+from lifecycle_lib.train.staying_close import counted_logits
 
 Pair = tuple[str, str]
 RANKS = (1, 2, 4, 8, 16)
@@ -119,7 +120,7 @@ def old_rows(tok: Tokenizer, seed: int, room: int) -> tuple[Rows, Rows]:
 def score(model: nn.Module, rows: Rows) -> tuple[float, float]:
     """(share of rows whose greedy answer is exact, mean loss in nats a counted token)."""
     mask = rows.mask[:, 1:]
-    logits, want = model.head(model.hidden(rows.ids[:, :-1])[mask]), rows.ids[:, 1:][mask]  # (N, V), (N,)
+    logits, want = counted_logits(model, rows), rows.ids[:, 1:][mask]  # (N, V), (N,)
     hit = torch.ones(mask.shape, dtype=torch.bool).masked_scatter(mask, logits.argmax(-1) == want)
     return hit.all(1).float().mean().item(), nn.functional.cross_entropy(logits, want).item()
 
@@ -244,7 +245,7 @@ def tuned(lab: Lab, task: str, arm: str, gentle: bool = False) -> Artifact:
                     (*TRAIN, *CODE))
 
 
-CODE = (small, lora, portfolio, prefix_module, inserted, quantise, sys.modules[__name__])
+CODE = (small, lora, portfolio, prefix_module, inserted, quantise, staying_close, sys.modules[__name__])
 
 
 # ---- two adapters added up ---------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """The claim of peft_ranks, and how a seed's arms become its row (the tasks and the arms are in adapters.py)."""
 
-from collections.abc import Sequence
+from functools import partial
 
 from lifecycle_lib.core.store import Artifact
-from lifecycle_lib.lab.design import Design, Row
+from lifecycle_lib.lab.design import Design, Row, first_at
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies.adapters import (
     ALPHAS,
@@ -22,12 +22,7 @@ MIXES = tuple(f"{a:g}+{1 - a:g}" for a in ALPHAS)
 COSTS = ("n_trained", "cpu_s_a_step", "grad_bytes", "state_bytes", "kept_bytes")
 
 
-def at_skill(curve: Sequence[dict], target: float) -> dict:
-    """The first checkpoint whose new skill reaches `target`, with "reached" 1; else the last one, with 0."""
-    if not curve:
-        raise ValueError("an empty curve has no checkpoint; measure at least one")
-    hit = next((c for c in curve if c["new"] >= target), None)
-    return {**(hit or curve[-1]), "reached": float(hit is not None)}
+at_skill = partial(first_at, "new")
 
 
 def arm_row(label: str, found: dict, target: float) -> Row:

@@ -31,7 +31,7 @@ from lifecycle_lib.lab.studies.small import Vocab, rows_of, small_stage
 from lifecycle_lib.model import sampling
 from lifecycle_lib.model.gpt import GPT, GPTConfig
 from lifecycle_lib.model.sampling import generate
-from lifecycle_lib.train import distil
+from lifecycle_lib.train import distil, staying_close
 from lifecycle_lib.train.distil import Targets, distil_batches, distil_loss, teacher_answers, teacher_targets
 from lifecycle_lib.train.loop import FitConfig
 
@@ -100,7 +100,7 @@ def said(model: GPT, asks: Sequence[Ask], temperature: float, seed: int) -> list
     """One answer a case."""
     out = generate(model, ids_of(asks), eos_id=2, pad_id=0, max_new_tokens=5, temperature=temperature,
                    generator=make_generator(seed, "distil exam"))
-    return [VOCAB.decode(x[:-1] if end else x) for x, end in zip(out.ids, out.ended)]
+    return out.texts(VOCAB)
 
 
 @torch.no_grad()
@@ -230,7 +230,7 @@ def make_student(lab: Lab, teacher: Artifact, signal: Signal, keep: bool = False
                        loss_fn=distil_loss)
 
 
-CODE = (sys.modules[__name__], distil, sampling)
+CODE = (sys.modules[__name__], distil, staying_close, sampling)
 
 
 def sweep_signals() -> dict[str, Signal]:

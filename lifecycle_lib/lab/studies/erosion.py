@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 from lifecycle_lib.core.seeds import seed_everything
@@ -23,7 +24,7 @@ from lifecycle_lib.desk.cases import Case
 from lifecycle_lib.desk.safety import Ask, score_asks
 from lifecycle_lib.judge import evals, gates
 from lifecycle_lib.judge.gates import GateConfig, decide
-from lifecycle_lib.lab.design import Design, Row
+from lifecycle_lib.lab.design import Design, Row, first_at
 from lifecycle_lib.lab.stages import TRAIN, Lab
 from lifecycle_lib.lab.studies import small, small_desk
 from lifecycle_lib.lab.studies.small import batches_of, row_losses, small_stage
@@ -132,12 +133,7 @@ def erode(model: GPT, feed: Callable[[int], Rows], arm: Arm, marks: Sequence[int
     return [*curve, {"step": marks[-1], **measure(model)}]
 
 
-def at_skill(curve: Curve, target: float) -> dict[str, float]:
-    """The first checkpoint whose exact pass reaches `target`, with "reached" 1; else the last one, with 0."""
-    if not curve:
-        raise ValueError("an empty curve has no checkpoint; measure at least one")
-    hit = next((c for c in curve if c["exact"] >= target), None)
-    return {**(hit or curve[-1]), "reached": float(hit is not None)}
+at_skill = partial(first_at, "exact")
 
 
 def half_step(curve: Curve, key: str, rising: bool) -> float:

@@ -89,7 +89,7 @@ def answers(model: GPT, tok, cases: Sequence[Case], size: Size, seed: int, n_sam
     out = generate(model.eval(), [tok.encode(c.prompt) for c in cases], eos_id=end, pad_id=tok.special["<pad>"],
                    max_new_tokens=size.max_new_tokens, n_samples=n_samples,
                    generator=make_generator(seed, "answers", n_samples))
-    return [tok.decode(ids[:-1] if done else ids) for ids, done in zip(out.ids, out.ended)], out.ids
+    return out.texts(tok), out.ids
 
 
 def scorers(begin: Artifact) -> dict[str, Callable[[str, Case], float]]:

@@ -72,7 +72,7 @@ class Bench:
             rows = pad_rows(repeated[i:i + 128], out.ids[i:i + 128], self.pad).to(self.lab.device)
             with torch.no_grad():
                 kl += sum(map(sum, out.logps[i:i + 128])) - float(sum_logps(self.reference, rows).sum())
-        return [self.tok.decode(x[:-1] if end else x) for x, end in zip(out.ids, out.ended)], kl / len(repeated)
+        return out.texts(self.tok), kl / len(repeated)
 
     def arm(self, name: str, config: dict, make: Callable[[], tuple[GPT, dict]]) -> Row:
         """{"name.rate": value} of one arm, from the store when it is there; `make` trains (timed) and adds numbers."""

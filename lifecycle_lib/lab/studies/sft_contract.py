@@ -85,7 +85,7 @@ def replies(model: GPT, tok: Tokenizer, prompts: Sequence[list[int]], temperatur
     """Answers to prompts of ids, as text without the end token."""
     out = generate(model, list(prompts), eos_id=tok.special["<eos>"], pad_id=tok.special["<pad>"],
                    max_new_tokens=max_new, temperature=temperature, generator=make_generator(seed, "contract"))
-    return [tok.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
+    return out.texts(tok)
 
 
 # ---- turns ---------------------------------------------------------------------------------------------------------

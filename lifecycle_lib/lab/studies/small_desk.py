@@ -121,7 +121,7 @@ def answers(model: GPT, vocab: Pieces, things: Sequence[Case | Ask]) -> list[str
     """Greedy answers as text, without the end token."""
     prompts = [[1, *vocab.encode(t.prompt.removeprefix("<bos>"))] for t in things]
     out = generate(model, prompts, eos_id=2, pad_id=0, max_new_tokens=16, temperature=0.0)
-    return [vocab.decode(ids[:-1] if end else ids) for ids, end in zip(out.ids, out.ended)]
+    return out.texts(vocab)
 
 
 def launch_report(name: str, model: GPT, vocab: Pieces, cases: Sequence[Case], p95_ms: float,
