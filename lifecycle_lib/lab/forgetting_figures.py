@@ -67,7 +67,7 @@ def erosion_figure(rows: Sequence[Mapping], arms: Sequence[str] = ("plain", "rep
     axes[0].set_ylabel("share of answers (%)")
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    axes[-1].legend(loc="center left", fontsize=8)
     rings = " Open markers: the run just made, one seed." if live else ""
     return _finish(fig, f"n = {len(rows)} seeds; whiskers: 95 % t intervals, cut at 0 and 100.{rings}",
                    "attacks, new words, other tasks, larger models")
