@@ -145,6 +145,7 @@ def make_parser() -> Parser:
     evidence.set_defaults(profile="laptop")
     evidence.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     evidence.add_argument("--workers", type=int, default=2, help="processes side by side (default 2)")
+    evidence.add_argument("--from-rows", action="store_true", help="train nothing: conclude again from the kept rows")
     evidence.add_argument("--out", default="data/results", help="folder of the result files (default data/results)")
     text = "gates, rights and audits of a corpus of your own (JSONL)"
     data = commands.add_parser("data", help=text, description=text, allow_abbrev=False)

@@ -208,18 +208,49 @@ def measure_seed(name: str, profile: str, seed: int, root: str, device: str | No
             "seconds": sum(c["wall_s"] for c in cards), "device": str(lab.device)}
 
 
+def concluded(name: str, profile: str, per_seed: Sequence[dict]) -> dict:
+    """What a design says of its rows: claim, effects with intervals, verdict, and the rows themselves."""
+    design = DESIGNS[name]
+    effects, decided = summarise(design, per_seed)
+    return {"id": name, "claim": design.claim, "notebook": design.notebook, "rows": list(design.rows),
+            "seeds": [r["seed"] for r in per_seed], "effects": effects, "verdict": decided,
+            "falsifier": design.falsifier, "smallest_effect": design.smallest, "interval": "95 % paired t over seeds",
+            "profile": profile, "n_cases": design.n_items or PROFILES[profile]().n_eval, "items": design.items,
+            "per_seed": list(per_seed), "arms": {arm: cheated(arm, per_seed) for arm in design.arms},
+            **({"extra": design.extra(per_seed)} if design.extra else {})}
+
+
+def conclude_again(name: str, out: Path) -> dict:
+    """Rewrite a recorded file from its own rows: effects, verdict and extra as the design has them now; trains nothing.
+
+    Raises ValueError for an unknown name or a file that is not there, KeyError where a row lacks what is asked."""
+    check_name(name)
+    if not (path := out / f"{name}.json").is_file():
+        raise ValueError(f"{path}: no such evidence; measure it with: lifecycle evidence {name}")
+    kept = read_json(path)
+    made = {k: kept[k] for k in ("run_cards", "device", "seconds", "wall_s")}
+    evidence = {**concluded(name, kept["profile"], kept["per_seed"]), **made}
+    write_json(path, evidence)
+    return evidence
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for evidence that has no design."""
+    if name not in DESIGNS:
+        raise ValueError(f"evidence {name!r} is unknown; use one of {', '.join(DESIGNS)}")
+
+
 def run(name: str, seeds: Sequence[int], out: Path, profile: str = "laptop", root: str = "store",
         workers: int = 2, device: str | None = None) -> dict:
     """Run one design over `seeds` and write its evidence file.
 
     Raises ValueError for an unknown name or fewer than 2 seeds."""
-    if name not in DESIGNS:
-        raise ValueError(f"evidence {name!r} is unknown; use one of {', '.join(DESIGNS)}")
+    check_name(name)
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown; use one of {', '.join(PROFILES)}")
     if len(set(seeds)) < 2:
         raise ValueError(f"seeds {list(seeds)}: an interval over seeds needs at least 2 different ones")
-    design, start = DESIGNS[name], time.perf_counter()
+    start = time.perf_counter()
     Store(root)
     jobs = [(name, profile, s, root, device) for s in seeds]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, bar(name, len(jobs)) as progress:
@@ -228,14 +259,7 @@ def run(name: str, seeds: Sequence[int], out: Path, profile: str = "laptop", roo
         for future in futures:
             results.append(future.result())
             progress.update()
-    effects, decided = summarise(design, [r["row"] for r in results])
-    evidence = {"id": name, "claim": design.claim, "notebook": design.notebook, "rows": list(design.rows),
-                "seeds": list(seeds), "effects": effects, "verdict": decided, "falsifier": design.falsifier,
-                "smallest_effect": design.smallest, "interval": "95 % paired t over seeds", "profile": profile,
-                "n_cases": design.n_items or PROFILES[profile]().n_eval, "items": design.items,
-                "per_seed": [{"seed": r["seed"], **r["row"]} for r in results],
-                "arms": {arm: cheated(arm, [r["row"] for r in results]) for arm in design.arms},
-                **({"extra": design.extra([r["row"] for r in results])} if design.extra else {}),
+    evidence = {**concluded(name, profile, [{"seed": r["seed"], **r["row"]} for r in results]),
                 "run_cards": sorted({c for r in results for c in r["cards"]}), "device": results[0]["device"],
                 "seconds": round(sum(r["seconds"] for r in results), 1),
                 "wall_s": round(time.perf_counter() - start, 1)}
@@ -246,7 +270,8 @@ def run(name: str, seeds: Sequence[int], out: Path, profile: str = "laptop", roo
 def main(args: argparse.Namespace) -> int:
     """`lifecycle evidence NAME ...`"""
     for name in args.names or list(DESIGNS):
-        evidence = run(name, range(args.seeds), Path(args.out), args.profile, args.store, args.workers, args.device)
+        evidence = conclude_again(name, Path(args.out)) if args.from_rows else run(
+            name, range(args.seeds), Path(args.out), args.profile, args.store, args.workers, args.device)
         print(f"{name}: {evidence['verdict']}  ({evidence['claim']})")
         for e in evidence["effects"]:
             print(f"  {e['name']:48} {e['estimate']:12.4f}  [{e['low']:.4f}, {e['high']:.4f}] {e['unit']}")

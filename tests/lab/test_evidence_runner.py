@@ -10,7 +10,7 @@ from scipy import stats
 from lifecycle_lib.core.stats import Effect
 from lifecycle_lib.lab import evidence
 from lifecycle_lib.lab.design import equivalence, summarise
-from lifecycle_lib.lab.evidence import DESIGNS, cheated, run
+from lifecycle_lib.lab.evidence import DESIGNS, cheated, conclude_again, run
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 KEYS = {"id", "claim", "notebook", "rows", "seeds", "effects", "verdict", "falsifier", "run_cards", "device", "seconds"}
@@ -82,4 +82,16 @@ def test_the_committed_file_follows_from_its_own_rows(name):
         assert (mine["estimate"], mine["low"], mine["high"]) == pytest.approx(
             (kept["estimate"], kept["low"], kept["high"]), abs=1e-12)
     assert verdict == recorded["verdict"]
+    if DESIGNS[name].extra:
+        assert json.loads(json.dumps(DESIGNS[name].extra(recorded["per_seed"]))) == recorded["extra"]
     assert recorded["run_cards"] and evidence.DESIGNS[name].claim == recorded["claim"]
+
+
+def test_a_recorded_file_can_be_concluded_again_without_training(tmp_path):
+    kept = json.loads((RESULTS / "D5.json").read_text())
+    stale = kept | {"verdict": "refuted", "effects": []}
+    (tmp_path / "D5.json").write_text(json.dumps(stale))
+    conclude_again("D5", tmp_path)
+    assert json.loads((tmp_path / "D5.json").read_text()) == kept
+    with pytest.raises(ValueError, match="measure it with: lifecycle evidence D2"):
+        conclude_again("D2", tmp_path)
