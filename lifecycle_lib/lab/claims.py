@@ -121,7 +121,8 @@ def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path 
         print(f"{evidence['verdict'].upper()}: {evidence['claim']}\nfalsified by: {evidence['falsifier']}")
     for row in rows:
         value, low, high = (in_unit(row[k], row["unit"].split(" of ")[0], 1) for k in ("estimate", "low", "high"))
-        print(f"  {row['name']:<{width}}  {value:>12}  [{low}, {high}]")
+        own_n = f"  n = {row['n']}" if "n" in row else ""  # over the seeds that can be compared
+        print(f"  {row['name']:<{width}}  {value:>12}  [{low}, {high}]{own_n}")
     n, items = f"{evidence['n_cases']:,}", evidence.get("items", "frozen cases")
     scored = f"{n} {items} a seed" if items == "frozen cases" else f"each scored on {n} {items}"
     print(f"{evidence['interval']}; {len(evidence['seeds'])} seeds, {scored}")
@@ -137,7 +138,8 @@ def evidence_figure(name: str, effects: Sequence[str] | None = None, title: str 
         raise ValueError(f"{name}: effects in {' and '.join(units)} do not share an axis; name those of one unit")
     scale, label = (100, "percent" + units[0].removeprefix("share")) if units[0].startswith("share") else (1, units[0])
     n = len(evidence["seeds"])
-    drawn = {row["name"]: Effect(*(scale * row[k] for k in ("estimate", "low", "high")), n) for row in rows}
+    drawn = {row["name"]: Effect(*(scale * row[k] for k in ("estimate", "low", "high")), row.get("n", n))
+             for row in rows}
     smallest = scale * evidence["smallest_effect"] if evidence["effects"][0]["name"] in drawn else None
     interval_dots(drawn, title or name, xlabel=label, interval=evidence["interval"], not_measured=not_measured,
                   smallest=smallest)

@@ -22,6 +22,8 @@ Row = dict[str, float]
 class Design:
     """One claim and how it is decided. `effects` are (name, treatment key, control key or None, unit); the first is
     the claim's own, with `smallest` the least effect worth having. Every effect is larger-is-better as written.
+    A fifth entry, keys of the row, keeps the effect to seeds where all of them are 1 (both arms reached the skill at
+    which they are compared): it says its own n, and with fewer than 2 such seeds it is left out.
 
     `also`: further clauses of the falsifier, (effect, limit): that effect must not lie below the limit.
     `within`: (effect, margin): that effect must lie inside plus or minus the margin (equivalence).
@@ -42,7 +44,7 @@ class Design:
     extra: Callable[[Sequence[Row]], dict] | None = None
     n_items: int | None = None
     items: str = "frozen cases"
-    effects: tuple[tuple[str, str, str | None, str], ...]
+    effects: tuple[tuple, ...]  # (name, treatment, control or None, unit) or (..., keys that must be 1)
 
 
 def equivalence(effect: Effect, margin: float) -> str:
@@ -52,9 +54,14 @@ def equivalence(effect: Effect, margin: float) -> str:
     return "refuted" if effect.low > margin or effect.high < -margin else "inconclusive"
 
 
+def not_below(effect: Effect, limit: float) -> str:
+    """A clause by interval: supported at or above the limit, refuted below it, else inconclusive."""
+    return "refuted" if effect.high < limit else "inconclusive" if effect.low < limit else "supported"
+
+
 def first_at(key: str, curve: Sequence[dict], target: float) -> dict:
-    """The first checkpoint whose `key` reaches `target`, with "reached" 1; else the last one, with 0: where arms are
-    compared at equal skill."""
+    """The first checkpoint whose `key` reaches `target`, with "reached" 1; else the last one, with 0, which is not at
+    equal skill: an effect keeps it out with a fifth entry (`Design`)."""
     if not curve:
         raise ValueError("an empty curve has no checkpoint; measure at least one")
     hit = next((c for c in curve if c[key] >= target), None)
@@ -62,21 +69,23 @@ def first_at(key: str, curve: Sequence[dict], target: float) -> dict:
 
 
 def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
-    """(effects as rows, verdict). A clause of `also` or `within` can only lower the verdict."""
+    """(effects as rows, verdict). A clause of `also` or `within` can only lower the verdict; where an effect that the
+    verdict needs was left out, too few seeds got there: inconclusive."""
     found: dict[str, Effect] = {}
-    units: dict[str, str] = {}
-    for name, treatment, control, unit in design.effects:
-        values = [r[treatment] for r in rows]
+    told: list[dict] = []
+    for name, treatment, control, unit, *only in design.effects:
+        kept = [r for r in rows if all(r[key] == 1 for key in only[0])] if only else rows
+        if only and len(kept) < 2:
+            continue
+        values = [r[treatment] for r in kept]
         if unit == "share of seeds":
             found[name] = Effect(mean(values), *wilson(round(sum(values)), len(values)), len(values))
         else:
-            found[name] = paired_effect(values, [r[control] if control else 0.0 for r in rows])
-        units[name] = unit
-    first = found[design.effects[0][0]]
-    decided = [equivalence(first, design.smallest) if design.equivalence else verdict(first, design.smallest)]
-    for name, limit in design.also:
-        effect = found[name]
-        decided.append("refuted" if effect.high < limit else "inconclusive" if effect.low < limit else "supported")
-    decided += [equivalence(found[name], margin) for name, margin in design.within]
-    worst = next(v for v in ("refuted", "inconclusive", "supported") if v in decided)
-    return [effect.as_dict(name, units[name]) for name, effect in found.items()], worst
+            found[name] = paired_effect(values, [r[control] if control else 0.0 for r in kept])
+        told.append(found[name].as_dict(name, unit) | ({"n": len(kept)} if only else {}))
+
+    asked = [(design.effects[0][0], equivalence if design.equivalence else verdict, design.smallest),
+             *((name, not_below, limit) for name, limit in design.also),
+             *((name, equivalence, margin) for name, margin in design.within)]
+    decided = [rule(found[name], bound) if name in found else "inconclusive" for name, rule, bound in asked]
+    return told, next(v for v in ("refuted", "inconclusive", "supported") if v in decided)

@@ -83,6 +83,11 @@ def test_recorded_evidence(tmp_path, capsys, monkeypatch):
         evidence_figure("e", folder=tmp_path)
     with pytest.raises(ValueError, match="no effect 'loss'"):
         show_evidence("e", ["loss"], tmp_path)
+    gain = EVIDENCE["effects"][0]
+    write(tmp_path, effects=[gain | {"n": 5}, gain | {"name": "other gain"}])  # its own n only where it has one
+    show_evidence("e", folder=tmp_path)
+    said = [line for line in capsys.readouterr().out.splitlines() if "gain" in line]
+    assert [line.rpartition("]")[2] for line in said] == ["  n = 5", ""]
 
 
 def test_thin_or_missing_evidence_raises(tmp_path):

@@ -63,6 +63,20 @@ def test_shares_of_seeds_have_wilson_intervals():
     assert (effects[0]["low"], effects[0]["high"]) == pytest.approx((0.5655, 1.0), abs=1e-4)
 
 
+def test_an_effect_over_the_seeds_that_got_there_says_its_n():
+    """Four seeds, the third never reached the skill: scipy on the other three; without the fifth entry it counts."""
+    rows = [{"before": b, "after": a, "hit": h} for b, a, h in ((.6, .85, 1), (.7, .9, 1), (.6, 0., 0), (.65, .93, 1.))]
+    there = ("gain", "after", "before", "share", ("hit",))
+    effects, verdict = summarise(small_design(effects=(there,)), rows)
+    oracle = stats.ttest_rel([0.85, 0.90, 0.93], [0.60, 0.70, 0.65]).confidence_interval(0.95)
+    assert (effects[0]["low"], effects[0]["high"]) == pytest.approx((oracle.low, oracle.high), abs=1e-9)
+    assert effects[0]["n"] == 3 and verdict == "supported"
+    broken, unsure = summarise(small_design(effects=(there[:4],)), rows)
+    assert broken[0]["estimate"] < effects[0]["estimate"] and "n" not in broken[0] and unsure == "inconclusive"
+    few, verdict = summarise(small_design(effects=(there, ("plain", "after", None, "share"))), rows[1:3])
+    assert [e["name"] for e in few] == ["plain"] and verdict == "inconclusive"  # one seed: no effect, no verdict
+
+
 def test_bad_requests_are_refused(tmp_path):
     with pytest.raises(ValueError, match="unknown; use one of sft_room"):
         run("no_such", [0, 1], tmp_path)
