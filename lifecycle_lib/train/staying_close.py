@@ -38,8 +38,14 @@ def kl_tokens(policy: Tensor, reference: Tensor, direction: str = "forward") -> 
 
 
 def counted_logits(model: nn.Module, rows: Rows) -> Tensor:
-    """Logits that predict the counted tokens. (N, V)"""
-    return model.head(model.hidden(rows.ids[:, :-1])[rows.mask[:, 1:]])
+    """Logits that predict the counted tokens, after the shared prompt where rows have one. (N, V)"""
+    cache = None
+    if rows.prefix is not None:  # as logprobs.token_logps reads it
+        ids, valid, owner = rows.prefix.ids, rows.prefix.mask, rows.prefix.owner
+        cache = model.new_cache(len(ids), ids.shape[1] + rows.ids.shape[1] - 1)
+        model.hidden(ids, valid, cache)
+        cache.select(owner)
+    return model.head(model.hidden(rows.ids[:, :-1], cache=cache)[rows.mask[:, 1:]])
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -99,12 +105,14 @@ def replayed(step: int, batch: int, share: float) -> int:
 def replay(new: Callable[[int], Rows], old: Rows, share: float, seed: int, pad_id: int = 0) -> Callable[[int], Rows]:
     """batches(step): the batch of `new` with its last K rows replaced by rows of `old`, drawn with replacement.
 
-    The batch keeps its size, so replay costs new rows, not steps. Raises ValueError for a share outside [0, 1]."""
+    The batch keeps its size, so replay costs new rows, not steps. Raises ValueError for a share outside [0, 1], or
+    rows with a shared prompt."""
+    _whole(old)
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} must be 0 to 1; 0.05 replaces one row in twenty")
 
     def batches(step: int) -> Rows:
-        rows = new(step)
+        rows = _whole(new(step))
         n = len(rows.ids)
         k = replayed(step, n, share)
         if k == 0:
@@ -117,12 +125,22 @@ def replay(new: Callable[[int], Rows], old: Rows, share: float, seed: int, pad_i
 
 
 def stack(first: Rows, second: Rows, pad_id: int = 0) -> Rows:
-    """Rows of both, right-padded to one width, without columns of padding alone."""
+    """Rows of both, right-padded to one width, without columns of padding alone.
+
+    Raises ValueError for rows with a shared prompt."""
+    _whole(first), _whole(second)
     width = max(first.ids.shape[1], second.ids.shape[1])
     ids = torch.cat([F.pad(r.ids, (0, width - r.ids.shape[1]), value=pad_id) for r in (first, second)])
     mask = torch.cat([F.pad(r.mask, (0, width - r.mask.shape[1]), value=False) for r in (first, second)])
     used = int((ids != pad_id).any(0).nonzero().max()) + 1
     return Rows(ids[:, :used], mask[:, :used])
+
+
+def _whole(rows: Rows) -> Rows:
+    if rows.prefix is not None:
+        raise ValueError("these rows share their prompts (logprobs.shared_rows) and would lose them when picked or "
+                         "stacked; use pad_rows")
+    return rows
 
 
 def _strength(name: str, value: float) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from lifecycle_lib.core.seeds import seed_everything
 from lifecycle_lib.model.gpt import GPT, GPTConfig
-from lifecycle_lib.train.logprobs import Rows, answer_loss, pad_rows
+from lifecycle_lib.train.logprobs import Rows, answer_loss, pad_rows, shared_rows
 from lifecycle_lib.train.staying_close import (
     counted_logits,
     frozen,
@@ -93,6 +93,27 @@ def test_the_two_directions_differ_and_a_sum_over_the_batch_is_caught():
     with pytest.raises(AssertionError):
         torch.testing.assert_close(broken, ours, atol=1e-5, rtol=1e-5)
     assert abs(kl_tokens(p, r, "reverse").mean() - ours) > 1e-6
+
+
+def test_shared_prompts_are_read():
+    """Oracle: the same answers with their prompts written out. Broken: without the prefix, other logits."""
+    policy, reference = models()
+    prompts, answers, owner = [[3, 4, 5, 6], [7, 8]], [[9, 10], [11], [12, 13, 14]], [0, 1, 0]
+    shared, whole = shared_rows(prompts, answers, owner, 0), pad_rows([prompts[i] for i in owner], answers, 0)
+    torch.testing.assert_close(counted_logits(policy, shared), counted_logits(policy, whole), atol=1e-5, rtol=1e-5)
+    loss_fn, grads = kl_loss(frozen(reference), 0.5), []
+    for batch in (shared, whole):
+        policy.zero_grad()
+        loss_fn(policy, batch)[0].backward()
+        grads.append([p.grad.clone() for p in policy.parameters()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    blind = counted_logits(policy, Rows(shared.ids, shared.mask))
+    assert (blind - counted_logits(policy, whole)).abs().max() > 1e-2
+    for refused in (lambda: stack(whole, shared), lambda: replay(lambda s: whole, shared, 0.5, 0),
+                    lambda: replay(lambda s: shared, whole, 0.5, 0)(0)):
+        with pytest.raises(ValueError, match="share their prompts"):
+            refused()
 
 
 def test_kl_elsewhere_reads_other_rows():
