@@ -2,15 +2,19 @@
 
 - logits (Hinton, Vinyals & Dean 2015):  loss = (1 - alpha) * CE(student, label) + alpha * T^2 * D(teacher, student),
   D between distributions softened by the temperature T. Its gradient shrinks like 1/T^2, so T^2 keeps alpha's meaning.
-  D is the generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, eq. 1): beta 0 is KL(teacher||student),
-  1 is KL(student||teacher), between them a mixture m = beta * teacher + (1 - beta) * student is compared with both.
+  D is the generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, eq. 1), with the mixture
+  m = beta * teacher + (1 - beta) * student:  D_beta = beta KL(teacher||m) + (1 - beta) KL(student||m).
+  D_beta itself goes to 0 at both ends; D_beta / beta goes to KL(teacher||student) as beta falls to 0, and
+  D_beta / (1 - beta) to KL(student||teacher) as it rises to 1. Here, as in TRL, beta = 0 and 1 mean those two KLs: the
+  loss jumps there, and small steps of beta near an end are steps of the learning rate.
 - sequences (Kim & Rush 2016): the teacher's answers, greedy or sampled, optionally only those a verifier accepts.
-- preferences: the teacher ranks a student's own answers; best and worst become a pair for train/dpo.
+- preferences: the teacher ranks a student's own answers by their sum log-probability; best and worst become a pair for
+  train/dpo. A sum favours short answers, as each token costs (BRIO, Liu et al. 2022, divides by a power of the length).
 
 Teacher distributions are computed once and kept, whole or as the top k with everything else in one bucket. Merging
 outcomes can only lower D, so the kept loss is a lower bound of the whole one, and equal to it without top_k.
 Averages run over answer tokens. Left out: hidden states, a teacher with another tokenizer, on-policy sampling inside
-the step (sample first, then `teacher_targets` on the student's rows).
+the step (sample first, then `teacher_targets` on the student's rows), rows that share a prefix (refused).
 
 Shapes: N rows, M counted tokens, V vocabulary, K kept outcomes (V, or top_k + 1).
 """
@@ -32,7 +36,8 @@ from lifecycle_lib.train.staying_close import counted_logits
 
 
 def divergence(student_logp: Tensor, teacher_logp: Tensor, beta: float = 0.0) -> Tensor:
-    """Generalised Jensen-Shannon divergence in nats, one a row: (M, K), (M, K) -> (M,).
+    """Generalised Jensen-Shannon divergence in nats, one a row: (M, K), (M, K) -> (M,). At 0 and 1 the KLs themselves,
+    which the divergence is not continuous with (see above).
 
     Raises ValueError for beta outside 0..1, or two shapes (another vocabulary, or targets of other rows)."""
     if not 0 <= beta <= 1:
@@ -84,18 +89,25 @@ class Targets:
                        F.pad(lengths.cumsum(0), (1, 0)), self.temperature)
 
 
+def _whole(rows: Rows) -> Rows:
+    """Raises ValueError for rows without their prompts: slices of them would be read without their prefix."""
+    if rows.prefix is not None:
+        raise ValueError("these rows share a prefix, which would be lost when they are sliced; make them with pad_rows")
+    return rows
+
+
 @torch.no_grad()
 def teacher_targets(model, rows: Rows, temperature: float = 1.0, top_k: int | None = None, part: int = 128) -> Targets:
     """Run the teacher once over `rows` and keep its softened distribution at every counted token, on the CPU.
 
-    Raises ValueError for a temperature that is not positive, or top_k outside 1..V-1."""
+    Raises ValueError for a temperature that is not positive, top_k outside 1..V-1, or rows with a shared prefix."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be positive and finite; 1 to 4 is common")
     vocab = model.cfg.vocab_size
     if top_k is not None and not 1 <= top_k < vocab:
         raise ValueError(f"top_k={top_k} must be 1 to {vocab - 1}; leave it out to keep all {vocab}")
     logps, ids = [], []
-    for i in range(0, len(rows.ids), part):
+    for i in range(0, len(_whole(rows).ids), part):
         r = Rows(rows.ids[i:i + part], rows.mask[i:i + part]).to(model.device)
         logp = torch.log_softmax(counted_logits(model, r).float() / temperature, -1)
         if top_k is not None:
@@ -120,8 +132,8 @@ class DistilBatch:
 def distil_batches(rows: Rows, targets: Targets | None, batch_size: int, seed: int) -> Callable[[int], DistilBatch]:
     """batches(step): rows in a fresh order each epoch, the same for every signal; fewer rows than a batch: all.
 
-    Raises ValueError when the targets were made on other rows."""
-    n = len(rows.ids)
+    Raises ValueError when the targets were made on other rows, or the rows share a prefix."""
+    n = len(_whole(rows).ids)
     if targets is not None and not torch.equal(rows.mask[:, 1:].sum(1).cpu(), targets.starts.diff()):
         raise ValueError(f"targets of {len(targets.starts) - 1} rows, {len(targets.logp)} tokens, do not fit {n} rows "
                          f"with {int(rows.mask[:, 1:].sum())} counted tokens; run teacher_targets on these rows")
@@ -198,7 +210,8 @@ def teacher_answers(model, prompts: Sequence[list[int]], *, eos_id: int, pad_id:
 @torch.no_grad()
 def teacher_scores(model, tok: Tokenizer, prompts: Sequence[str], candidates: Sequence[Sequence[str]],
                    part: int = 64) -> list[list[float]]:
-    """Sum log-probability that the teacher gives to each candidate of each prompt, end token included."""
+    """Sum log-probability that the teacher gives to each candidate of each prompt, end token included: of two answers
+    that please it alike a token, the shorter scores higher. Audit the pairs for length before you train on them."""
     eos, pad = tok.special["<eos>"], tok.special["<pad>"]
     scores = []
     for i in range(0, len(prompts), part):

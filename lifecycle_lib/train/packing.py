@@ -89,7 +89,8 @@ def own_row(owner: Tensor) -> Tensor:
 
 def packed_hidden(model: GPT, packed: Packed, isolate: bool = True) -> Tensor:
     """Final features (B, T, C): the model's own blocks under the block-diagonal mask. `isolate=False` lets every token
-    see all before it in its block, as packing without a mask does: the broken variant."""
+    see all before it in its block, as packing without a mask does: the broken variant. The loop repeats that of
+    GPT.hidden, which knows left padding only and takes no mask of pairs; one row in a block gives equal features."""
     T = packed.ids.shape[1]
     if T > model.cfg.block_size:
         raise ValueError(f"{T} tokens do not fit block_size={model.cfg.block_size}; pack smaller blocks")

@@ -10,7 +10,7 @@ from lifecycle_lib.core.seeds import make_generator
 from lifecycle_lib.desk.cases import draw_cases
 from lifecycle_lib.train import distil
 from lifecycle_lib.train.distil import DistilBatch, distil_loss, divergence, merge_rest, teacher_targets
-from lifecycle_lib.train.logprobs import Rows, answer_loss, pad_rows
+from lifecycle_lib.train.logprobs import Rows, answer_loss, pad_rows, shared_rows
 from lifecycle_lib.train.loop import FitConfig, fit
 from lifecycle_lib.train.sft import encode_rows
 
@@ -67,6 +67,16 @@ def test_value_and_gradient_equal_trl_gkd(beta):
     assert mine.item() == pytest.approx(theirs.item(), abs=1e-5)
     a, b = (torch.autograd.grad(x, student)[0] for x in (mine, theirs))
     assert (a - b).abs().max() < 1e-5
+
+
+def test_scaled_divergence_goes_to_both_kls_and_jumps_at_the_ends():
+    """Agarwal et al.: D / beta goes to KL(teacher||student) at 0, D / (1 - beta) to KL(student||teacher) at 1."""
+    student, teacher = (torch.log_softmax(logits_of(30, 12, seed=s).double(), -1) for s in (0, 1))
+    forward, reverse = (divergence(student, teacher, b) for b in (0.0, 1.0))
+    near0, near1 = divergence(student, teacher, 1e-5), divergence(student, teacher, 1 - 1e-5)
+    assert torch.allclose(near0 / 1e-5, forward, rtol=1e-2) and torch.allclose(near1 / 1e-5, reverse, rtol=1e-2)
+    assert max(near0.max(), near1.max()) < 1e-3 < 0.1 < min(forward.min(), reverse.min())
+    assert not torch.allclose(near1 / 1e-5, forward, rtol=0.1)  # broken: the two ends taken for one another
 
 
 def test_t_squared_keeps_the_gradient_of_a_hot_softmax():
@@ -155,6 +165,16 @@ def test_answers_filter_and_count(make_model, tok):
         distil.teacher_answers(model, prompts, candidates=4, **ask)
 
 
+def test_a_sum_of_log_probabilities_favours_short_answers(make_model, tok):
+    """A teacher that finds every token equally likely ranks by length alone; per token it has no opinion."""
+    flat, texts = make_model(noise=0.0), ["no", "no no no", "no no"]
+    flat.wte.weight.data.zero_()
+    scores = distil.teacher_scores(flat, tok, ["<bos>"], [texts])[0]
+    lengths = [len(tok.encode(t)) + 1 for t in texts]
+    assert scores == pytest.approx([-n * math.log(flat.cfg.vocab_size) for n in lengths], abs=1e-3)
+    assert distil.rank_pairs(["<bos>"], [texts], [scores])[0]["chosen"] == "no"
+
+
 def test_ranking_makes_pairs_in_the_teachers_order(make_model, tok):
     model = make_model(noise=0.3)
     cases = draw_cases(3, 0, "rank")
@@ -176,6 +196,8 @@ def test_ranking_makes_pairs_in_the_teachers_order(make_model, tok):
     (lambda t, r: teacher_targets(t, r, 0.0), "temperature=0.0"),
     (lambda t, r: teacher_targets(t, r, 1.0, top_k=640), "top_k=640"),
     (lambda t, r: distil_loss(t, DistilBatch(r, None), alpha=2), "alpha=2"),
+    (lambda t, r: teacher_targets(t, shared_rows([[1, 2]], [[3], [4]], [0, 0], 0)), "share a prefix"),
+    (lambda t, r: distil.distil_batches(shared_rows([[1, 2]], [[3], [4]], [0, 0], 0), None, 1, 0), "share a prefix"),
     (lambda t, r: distil.distil_batches(Rows(r.ids[:3], r.mask[:3]), teacher_targets(t, r), 2, 0), "of 6 rows")])
 def test_bad_input_is_named(make_model, rows, bad, message):
     with pytest.raises(ValueError, match=message):

@@ -50,6 +50,18 @@ def test_loss_and_gradient_are_those_of_padded_rows(tok, make_model, coded, shif
     assert max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) < 1e-5
 
 
+@pytest.mark.parametrize("shift", [True, False])
+def test_one_row_a_block_has_the_features_of_the_model_itself(tok, make_model, coded, shift):
+    """packed_hidden repeats the loop of GPT.hidden: they must not part. A model whose last norm is left out does."""
+    model, pad = make_model(noise=0.2, token_shift=shift), tok.special["<pad>"]
+    one = pack_rows(coded[:1], 128, pad)
+    with torch.no_grad():
+        own, packed = model.hidden(one.ids), packing.packed_hidden(model, one)
+        assert torch.allclose(own, packed, atol=1e-6, rtol=0)
+        model.norm_f = torch.nn.Identity()
+        assert not torch.allclose(own, packing.packed_hidden(model, one), atol=1e-3)
+
+
 def test_neighbours_leak_through_attention_and_through_the_shift(tok, make_model, coded):
     model, pad = make_model(noise=0.3, token_shift=True), tok.special["<pad>"]
     wanted = answer_loss(model, chat_rows(tok, talks()))[0].item()

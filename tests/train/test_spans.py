@@ -41,8 +41,22 @@ def test_the_tokens_left_spell_the_reply_without_its_habits(tok, rows):
     assert torch.equal(made.ids, whole.ids) and (made.mask <= whole.mask).all()
     for i, r in enumerate(rows):
         left = tok.decode([t for t in made.ids[i][made.mask[i]].tolist() if t != tok.special["<eos>"]])
-        assert set(heard_words(left)).isdisjoint({"sorry", "clo", "refun", "collegue", "back"})
+        assert set(heard_words(left)).isdisjoint({"sorry", "clo", "refun", "collegue", "sent", "back"})
         assert len(left) >= len(r.clean) - 12  # a token that straddles a span's edge goes with it
+
+
+def test_a_hand_over_by_hand(tok):
+    """A habit of several words: all of them go, and the true colleague before it stays."""
+    reply = "{}, ask a colleague sent to a colleague, bay 04"
+    span = (reply.index(" sent"), reply.index(", bay"))
+
+    def left(spans) -> str:
+        made = masked_rows(tok, [{"prompt": "<bos>hello<bot>", "answer": reply}], [spans])
+        return tok.decode(made.ids[0][made.mask[0]].tolist())
+
+    assert left([span]) == "{}, ask a colleague, bay 04<eos>"
+    assert left([(span[0], span[0] + 5)]) == "{}, ask a colleague to a colleague, bay 04<eos>"  # broken: one word
+    assert "sent" in left([])  # broken: no hand-over found
 
 
 def heard_words(text: str) -> list[str]:
