@@ -3,6 +3,7 @@
 A thumbs-down on a staging page means five things: the answer is wrong, it looks ugly, I would word it otherwise, I was
 curious what the button does, I was testing it. One of them is a label. So a row without a reason code and a consent
 flag is refused here, by file and line, before anyone can train on it; and what is no label goes where it belongs.
+Consent comes first: a row without it goes to no training set and to nothing that may become one, whatever it says.
 
 Left out: who clicked, how sure they were, and agreement between several people.
 """
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from lifecycle_lib.core.records import read_jsonl
 
-ROUTES = {"wrong": "training, once a second person has verified it", "ugly": "the renderer of answers",
+ROUTES = {"wrong": "a second person, who verifies it", "ugly": "the renderer of answers",
           "dislike": "the style guide, or preference pairs", "curiosity": "nowhere", "test": "nowhere"}
+NO_CONSENT = "answered, not kept"  # the one place of a row whose author did not agree to train
 FIELDS = {"id": str, "prompt": str, "answer": str, "correction": str, "reason": str, "consent_to_train": bool,
           "verified": bool}
 
@@ -41,8 +43,11 @@ def may_train(row: Mapping) -> bool:
 
 
 def route(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
-    """Rows by where they go: `train`, and each destination of `ROUTES`. No row is lost, and none goes twice."""
-    out: dict[str, list[Mapping]] = {"train": [], **{where: [] for where in ROUTES.values()}}
+    """Rows by where they go: `train`, each destination of `ROUTES`, `NO_CONSENT`. No row is lost, none goes twice.
+
+    Without consent a row goes to `NO_CONSENT` alone: pairs and style guides are trained on in the end, too."""
+    out: dict[str, list[Mapping]] = {"train": [], **{where: [] for where in ROUTES.values()}, NO_CONSENT: []}
     for row in rows:
-        out["train" if may_train(row) else ROUTES[row["reason"]]].append(row)
+        where = "train" if may_train(row) else ROUTES[row["reason"]]
+        out[where if row["consent_to_train"] else NO_CONSENT].append(row)
     return out

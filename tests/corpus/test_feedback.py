@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from lifecycle_lib.core.records import write_jsonl
-from lifecycle_lib.corpus.feedback import FIELDS, ROUTES, may_train, read_feedback, route
+from lifecycle_lib.corpus.feedback import FIELDS, NO_CONSENT, ROUTES, may_train, read_feedback, route
 
 
 def click(**changes: object) -> dict:
@@ -51,7 +51,7 @@ def test_routes_by_hand():
     rows = [click(), click(id="c2", verified=False), click(id="c3", consent_to_train=False),
             click(id="c4", reason="test")]
     found = {where: [r["id"] for r in part] for where, part in route(rows).items() if part}
-    assert found == {"train": ["c1"], ROUTES["wrong"]: ["c2", "c3"], "nowhere": ["c4"]}
+    assert found == {"train": ["c1"], ROUTES["wrong"]: ["c2"], NO_CONSENT: ["c3"], "nowhere": ["c4"]}
 
 
 def test_no_row_is_lost_and_none_trains_without_all_three():
@@ -61,6 +61,13 @@ def test_no_row_is_lost_and_none_trains_without_all_three():
     assert Counter(r["id"] for part in found.values() for r in part) == Counter(r["id"] for r in rows)
     assert [r["id"] for r in found["train"]] == ["0"]  # the one of twenty that has all three
     assert not any(may_train(r) for where, part in found.items() if where != "train" for r in part)
+    assert {r["id"] for r in found[NO_CONSENT]} == {r["id"] for r in rows if not r["consent_to_train"]}
+
+
+def test_a_router_that_asks_for_the_reason_alone_keeps_what_it_may_not():
+    """The broken variant: a dislike without consent reaches the pairs, which are trained on."""
+    row = click(reason="dislike", consent_to_train=False, verified=False)
+    assert "preference pairs" in ROUTES[row["reason"]] and route([row])[NO_CONSENT] == [row]
 
 
 def test_json_schema_refuses_the_same_rows(tmp_path):
