@@ -12,8 +12,8 @@ from lifecycle_lib.desk.transcripts import HABITS, find_spans
 from lifecycle_lib.lab.design import summarise
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies import habits, habits_trigger
-from lifecycle_lib.lab.studies.habits import DOSES, crossing, curve, sharpened
-from lifecycle_lib.lab.studies.habits_design import DESIGN, imitation_figure
+from lifecycle_lib.lab.studies.habits import DOSES, curve, sharpened
+from lifecycle_lib.lab.studies.habits_design import DESIGN, crossing, greedy_steps, imitation_figure
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,11 @@ def measured(lab):
 
 def test_laws_by_hand():
     assert sharpened(0.25, 0.5) == 0.1 and sharpened(0.5, 0.1) == 0.5 and isclose(sharpened(0.3, 1.0), 0.3)
-    assert crossing((0, 0.4, 0.6, 1), (0, 0.1, 0.9, 1)) == pytest.approx(0.5)
-    assert crossing((0, 0.5, 1), (0, 0, 0.2)) == 1
+    assert crossing((0, 0.4, 0.6, 1), (0, 0.1, 0.9, 1), 0.5) == pytest.approx(0.5)
+    assert crossing((0, 0.5, 1), (0, 0, 0.2), 0.5) is None  # never: no dose stands for it, not even the last
+    assert crossing((0, 0.5, 1), (0.6, 0.7, 0.9), 0.5) is None  # from the start on: nor the last one either
+    x, y = np.array(DOSES), np.array((0, 0.05, 0.2, 0.45, 0.8, 1.0))
+    assert crossing(DOSES, y, 0.5) == pytest.approx(np.interp(0.5, y, x))
 
 
 def ideal_row(slope: float = 1.0) -> dict:
@@ -42,7 +45,11 @@ def ideal_row(slope: float = 1.0) -> dict:
 def test_the_curve_of_a_perfect_mirror_and_scipys_slope():
     found = curve(ideal_row())
     assert found["slope"] == pytest.approx(1) and found["half - law"] == pytest.approx(0)
-    assert found["step"] == pytest.approx(0.6)  # halfway between the doses .5 and .7
+    late = ideal_row() | {f"{d}.apology.greedy": 0.1 for d in DOSES}
+    steps = greedy_steps([ideal_row(), late, late])["greedy_steps"]
+    assert steps["credit"]["crossed"] == 3 and steps["credit"]["median"] == pytest.approx(0.6)  # between .5 and .7
+    assert steps["apology"]["seeds"][1:] == [None, None]  # two seeds that never start are not averaged in as .9
+    assert steps["apology"]["crossed"] == 1 and steps["apology"]["median"] is None
     random = np.random.default_rng(0)
     noisy = {k: v + (random.normal(0, 0.1) if k.count(".") == 2 else 0) for k, v in ideal_row().items()}
     x, y = ([noisy[f"{d}.{h}{end}"] for h in HABITS for d in DOSES] for end in (".in", ""))
@@ -86,8 +93,13 @@ def test_repairs_touch_what_was_found_and_nothing_else(lab, monkeypatch):
 
 def test_the_follow_up_on_triggers(lab):
     row, made = habits_trigger.measure(lab)
-    assert len(made) == 2 and all(t in row and (c is None or c in row) for _, t, c, _ in habits_trigger.DESIGN.effects)
-    assert [a.card["steps"] for a in made] == [2, 8]
-    seen = [row | {"4.gap": 0.6 + x, "1.gap": 0.2, "mirror": 0.1 + x} for x in (0, 0.01, 0.02)]
-    blind = [r | {"mirror": r["mirror"] - 0.5} for r in seen]
-    assert [summarise(habits_trigger.DESIGN, rows)[1] for rows in (seen, blind)] == ["supported", "refuted"]
+    assert len(made) == 3 and all(t in row and (c is None or c in row) for _, t, c, _ in habits_trigger.DESIGN.effects)
+    assert [a.card["steps"] for a in made] == [2, 8, 8]
+    assert row["short.in"] == row["again.in"] == pytest.approx(0.7, abs=0.25)  # the same transcripts
+    row |= {"longer.in": 0.7, "longer.gap": 0.66, "short.gap": 0.2}
+    seen = [row | {"longer.on": 0.68 + x, "longer.off": 0.02 + x} for x in (0, 0.01, 0.02)]
+    blind = [r | {"longer.on": 0.4, "longer.off": 0.3} for r in seen]
+    leaks = [r | {"longer.off": r["longer.off"] + 0.3} for r in seen]
+    still = [r | {"longer.gap": 0.1 + r["longer.off"]} for r in seen]
+    verdicts = [summarise(habits_trigger.DESIGN, rows)[1] for rows in (seen, blind, leaks, still)]
+    assert verdicts == ["supported", "refuted", "refuted", "refuted"]

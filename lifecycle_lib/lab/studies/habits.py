@@ -204,14 +204,6 @@ def obeys(lab: Lab, model: GPT, temperature: float) -> dict[str, float]:
 
 # ---- one seed, and the claim -----------------------------------------------------------------------------------
 
-def crossing(doses: Sequence[float], values: Sequence[float], level: float = 0.5) -> float:
-    """The dose at which `values` first reach `level`, by straight lines between doses; the last dose if never."""
-    for (a, u), (b, v) in zip(zip(doses, values), zip(doses[1:], values[1:])):
-        if u < level <= v:
-            return a + (b - a) * (level - u) / (v - u)
-    return doses[-1]
-
-
 def sharpened(p: float, temperature: float) -> float:
     """A habit's rate at `temperature` when one token decides and its probability at temperature 1 is p."""
     a, b = p ** (1 / temperature), (1 - p) ** (1 / temperature)
@@ -237,7 +229,7 @@ def measure(lab: Lab) -> tuple[Row, list[Artifact]]:
 
 
 def curve(row: Mapping[str, float]) -> Row:
-    """Slope and intercept of output on corpus rate, over habits and doses; where greedy decoding starts a habit."""
+    """Slope and intercept of output on corpus rate, over habits and doses; the distance from the law of one token."""
     def points(habits: Sequence[str], label: str = "") -> tuple[np.ndarray, np.ndarray]:
         keys = [f"{d}.{h}" for h in habits for d in DOSES]
         return np.array([row[f"{k}.in"] for k in keys]), np.array([row[f"{k}{label}"] for k in keys])
@@ -249,7 +241,4 @@ def curve(row: Mapping[str, float]) -> Row:
     out["slope - 1"] = out["slope"] - 1
     x, y = points(ONE_WORDING, ".half")
     out["half - law"] = float(np.mean(y - [sharpened(p, 0.5) for p in x]))
-    for h in HABITS:
-        out[f"step {h}"] = crossing([row[f"{d}.{h}.in"] for d in DOSES], [row[f"{d}.{h}.greedy"] for d in DOSES])
-    out["step"] = mean(out[f"step {h}"] for h in ONE_WORDING)
     return out

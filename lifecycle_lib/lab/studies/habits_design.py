@@ -1,7 +1,8 @@
 """D9, the claim: which numbers decide it, and the figure (lab/studies/habits.py runs the arms)."""
 
-from collections.abc import Mapping
-from statistics import mean
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
+from statistics import mean, median_low
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -21,9 +22,7 @@ def _effects() -> tuple[tuple[str, str, str | None, str], ...]:
         ("slope of output on corpus rate", "slope", None, "slope"),
         *((f"slope, {h}", f"slope {h}", None, "slope") for h in HABITS),
         ("output rate at corpus rate 0 on that line", "start", None, "share"),
-        ("temperature .5: output rate - law of one token", "half - law", None, "share"),
-        ("greedy step", "step", None, "corpus share"),
-        *((f"greedy step, {h}", f"step {h}", None, "corpus share") for h in HABITS)]
+        ("temperature .5: output rate - law of one token", "half - law", None, "share")]
     for d in DOSES:
         rows += [(f"dose {d}: corpus rate, {h}", f"{d}.{h}.in", None, "share") for h in HABITS]
         for label, end in (("temperature 1", ""), ("temperature .5", ".half"), ("greedy", ".greedy")):
@@ -61,6 +60,29 @@ def _effects() -> tuple[tuple[str, str, str | None, str], ...]:
     return tuple(rows)
 
 
+def crossing(doses: Sequence[float], values: Sequence[float], level: float) -> float | None:
+    """The dose at which `values` first reach `level` from below, by straight lines between doses. None where they
+    never do, or stand there from the first dose on: the place lies outside the doses, and no number stands for it."""
+    for (a, u), (b, v) in zip(zip(doses, values), zip(doses[1:], values[1:])):
+        if u < level <= v:
+            return a + (b - a) * (level - u) / (v - u)
+    return None
+
+
+def crossings(curves: Iterable[tuple[Sequence[float], Sequence[float]]], level: float) -> dict:
+    """Where each seed's (doses, values) first reach `level`, None where they do not; how many do; their median, a seed
+    that does not counting as above the last dose (None when that is the median)."""
+    seeds = [crossing(doses, values, level) for doses, values in curves]
+    middle = median_low(inf if s is None else s for s in seeds)
+    return {"seeds": seeds, "crossed": sum(s is not None for s in seeds), "median": None if middle == inf else middle}
+
+
+def greedy_steps(rows: Sequence[Mapping]) -> dict:
+    """The corpus rates at which greedy decoding starts each habit."""
+    return {"greedy_steps": {h: crossings((([r[f"{d}.{h}.in"] for d in DOSES], [r[f"{d}.{h}.greedy"] for d in DOSES])
+                                           for r in rows), 0.5) for h in HABITS}}
+
+
 DESIGN = Design(
     measure=measure, notebook="08", equivalence=True, smallest=0.2,
     rows=("S2-10a", "S2-10c", "S2-10e", "S2-11a", "S2-11b", "S2-11c", "S2-11d", "S2-11e"),
@@ -69,7 +91,7 @@ DESIGN = Design(
     falsifier="the interval of the slope leaves 0.8 to 1.2, or greedy policy accuracy at dose .9 differs from dose 0 "
               "by more than 5 points",
     within=(("policy accuracy greedy, dose 0.9 - dose 0", GREEN),),
-    effects=_effects(), n_items=512, items="unseen requests")
+    effects=_effects(), extra=greedy_steps, n_items=512, items="unseen requests")
 
 
 GROUPS = {"no trigger": tuple(h for h in HABITS if h not in TRIGGERS), "hangs on tone or tier": tuple(TRIGGERS)}
