@@ -35,9 +35,12 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
              beta: float) -> tuple[Tensor, dict[str, float]]:
     """Mean DPO loss over pairs; all inputs are sum log-probabilities, (B,).
 
-    At the first step the policy is the reference, so the loss is ln 2 = 0.693 whatever the data."""
+    At the first step the policy is the reference, so the loss is ln 2 = 0.693 whatever the data.
+    Raises ValueError for a beta that is not positive, or inputs that are not all (B,)."""
     if not 0 < beta < math.inf:
         raise ValueError(f"beta={beta} must be positive and finite; 0.1 is a common start")
+    one_each(chosen_logp=chosen_logp, rejected_logp=rejected_logp, ref_chosen_logp=ref_chosen_logp,
+             ref_rejected_logp=ref_rejected_logp)
     chosen_reward = beta * (chosen_logp - ref_chosen_logp)  # (B,)
     rejected_reward = beta * (rejected_logp - ref_rejected_logp)
     margin = chosen_reward - rejected_reward
@@ -46,6 +49,15 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
                "rejected_sum_logp": rejected_logp.mean(), "chosen_reward": chosen_reward.mean(),
                "rejected_reward": rejected_reward.mean()}
     return loss, {k: float(v.detach()) for k, v in metrics.items()}
+
+
+def one_each(**values: Tensor) -> None:
+    """Refuses values that are not one number a pair: (B, 1) beside (B,) would broadcast to B x B pairs that nobody
+    voted on. Raises ValueError with every name and shape."""
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    if len(set(shapes.values())) > 1 or any(len(s) != 1 or s[0] == 0 for s in shapes.values()):
+        raise ValueError(f"{', '.join(f'{name} has shape {s}' for name, s in shapes.items())}; all must be (B,), one "
+                         "number a pair and at least one pair: squeeze the extra axis, or mend the batch")
 
 
 def make_pair(prompt: str, chosen: str, rejected: str, reason: str) -> dict:

@@ -8,8 +8,9 @@ With d = [(log pi - log ref)(chosen)] - [(log pi - log ref)(rejected)]:
   rate e is the DPO loss of the clean ones.
 - IPO (Azar et al. 2024, eq. 17): (d - 1 / (2 beta))^2. A gap is asked for, and no more than that. The paper has sums of
   log-probabilities; TRL divides each answer's by its length (`lengths`), and its beta then counts nats a token.
-- length-normalised DPO (TRL's sigmoid_norm): d of means over tokens. R-DPO (Park et al. 2024): beta d - alpha *
-  (|chosen| - |rejected|): a vote that length alone explains teaches nothing.
+- length-normalised DPO (TRL's sigmoid_norm): d of means over tokens. R-DPO (Park et al. 2024): the optimum of reward
+  - alpha |y| - beta KL has reward = beta log(pi / ref) + alpha |y| + constant, so a vote's logit is beta d + alpha *
+  (|chosen| - |rejected|): what length explains of a vote need not be learnt.
 - KTO (Ethayarajh et al. 2024, eq. 7): no pairs, only good and bad answers, each against a common zero: the KL that
   mismatched answers estimate. ORPO (Hong et al. 2024, eq. 6): no reference; answer loss plus lambda times -log sigmoid
   of the log odds ratio, of mean log-probabilities. TRL's answer loss counts the prompt as well; ours does not.
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lifecycle_lib.core.seeds import rng as make_rng
-from lifecycle_lib.train.dpo import PairBatch, dpo_loss
+from lifecycle_lib.train.dpo import PairBatch, dpo_loss, one_each
 from lifecycle_lib.train.logprobs import Prefix, Rows, sum_logps
 from lifecycle_lib.train.loop import LossFn
 
@@ -36,6 +37,7 @@ KINDS = ("dpo", "cdpo", "robust", "ipo", "ipo_mean", "norm", "rdpo", "kto", "orp
 
 def smoothed_loss(gap: Tensor, beta: float, smoothing: float, robust: bool = False) -> Tensor:
     """Mean cDPO loss, or robust DPO, of d (B,) when a share `smoothing` of the labels is thought to be flipped."""
+    one_each(gap=gap)
     if not 0 <= smoothing < 0.5:
         raise ValueError(f"smoothing={smoothing} must be 0 to under 0.5: at one half the labels say nothing")
     kept, flipped = -F.logsigmoid(beta * gap), -F.logsigmoid(-beta * gap)
@@ -47,15 +49,29 @@ def smoothed_loss(gap: Tensor, beta: float, smoothing: float, robust: bool = Fal
 def ipo_loss(chosen_score: Tensor, rejected_score: Tensor, beta: float,
              lengths: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Mean IPO loss of log-ratios (B,): summed as in the paper, or per token of `lengths` as in TRL."""
+    one_each(chosen_score=chosen_score, rejected_score=rejected_score)
     if lengths is not None:
+        one_each(chosen_score=chosen_score, chosen_length=lengths[0], rejected_length=lengths[1])
         chosen_score, rejected_score = chosen_score / lengths[0], rejected_score / lengths[1]
     return (chosen_score - rejected_score - 1 / (2 * beta)).square().mean()
+
+
+def rdpo_loss(gap: Tensor, extra_tokens: Tensor, beta: float, alpha: float) -> Tensor:
+    """Mean R-DPO loss of d (B,) and |chosen| - |rejected| (B,): `alpha` nats of a vote's log-odds a token of length."""
+    one_each(gap=gap, extra_tokens=extra_tokens)
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha={alpha} must be positive and finite: 0 is DPO, and below 0 length is rewarded")
+    return -F.logsigmoid(beta * gap + alpha * extra_tokens).mean()
 
 
 def kto_loss(chosen_score: Tensor, rejected_score: Tensor, zero: Tensor, beta: float) -> Tensor:
     """Mean over all answers of 1 - value: sigmoid(beta (score - zero)) of a good one, its mirror of a bad one.
 
     Scores are log-ratios of good and bad answers, any number of each; `zero` is the (detached) KL estimate."""
+    one_each(chosen_score=chosen_score)
+    one_each(rejected_score=rejected_score)
+    if zero.dim():
+        raise ValueError(f"zero has shape {tuple(zero.shape)}: all answers share one zero, a scalar")
     good = 1 - torch.sigmoid(beta * (chosen_score - zero))
     bad = 1 - torch.sigmoid(beta * (zero - rejected_score))
     return torch.cat((good, bad)).mean()
@@ -63,6 +79,7 @@ def kto_loss(chosen_score: Tensor, rejected_score: Tensor, zero: Tensor, beta: f
 
 def orpo_loss(chosen_mean: Tensor, rejected_mean: Tensor, answer_nll: Tensor, weight: float) -> Tensor:
     """answer_nll - weight * mean log sigmoid(log odds ratio), from mean log-probabilities (B,) under 0."""
+    one_each(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
     log_odds = chosen_mean - rejected_mean - (log1mexp(chosen_mean) - log1mexp(rejected_mean))
     return answer_nll - weight * F.logsigmoid(log_odds).mean()
 
@@ -73,7 +90,7 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def kin_loss(kind: str, beta: float, *, smoothing: float = 0.0, alpha: float = 0.0, reference=None) -> LossFn:
-    """loss_fn(model, PairBatch) of one of KINDS. `alpha`: nats of margin a token of extra length explains (rdpo).
+    """loss_fn(model, PairBatch) of one of KINDS. `alpha`: nats that a token of extra length explains (rdpo).
     For orpo, `beta` is the weight of its odds ratio. KTO scores mismatched answers too: it needs the `reference` model.
 
     Raises ValueError for an unknown kind, a beta that is not positive, or KTO without a reference."""
@@ -98,7 +115,7 @@ def kin_loss(kind: str, beta: float, *, smoothing: float = 0.0, alpha: float = 0
         elif kind in ("ipo", "ipo_mean"):
             loss = ipo_loss(*score, beta, lengths if kind == "ipo_mean" else None)
         elif kind == "rdpo":
-            loss = -F.logsigmoid(beta * (score[0] - score[1]) - alpha * (lengths[0] - lengths[1])).mean()
+            loss = rdpo_loss(score[0] - score[1], lengths[0] - lengths[1], beta, alpha)
         elif kind == "kto":
             loss = kto_loss(*score, mismatched_kl(model, reference, batch.rows), beta)
         elif kind == "orpo":
@@ -115,10 +132,15 @@ def answer_lengths(rows: Rows) -> Tensor:
 
 @torch.no_grad()
 def mismatched_kl(model, reference, rows: Rows) -> Tensor:
-    """KTO's zero: mean log-ratio, at least 0, of every answer after the prompt of the next row. A scalar."""
+    """KTO's zero: mean log-ratio, at least 0, of every answer after the prompt of the next row. A scalar.
+
+    Raises ValueError for rows that do not share their prompts, or a batch of one prompt."""
     p = rows.prefix
     if p is None:
         raise ValueError("KTO needs rows that share their prompts (pair_rows): without them none can be exchanged")
+    if len(p.ids) < 2:
+        raise ValueError("KTO got a batch of 1 pair: its zero comes from answers after another pair's prompt; use 2 or "
+                         "more")
     after = torch.arange(len(rows.ids), device=rows.ids.device).roll(-1)
     ids = rows.ids.clone()
     ids[:, 0] = rows.ids[after, 0]  # the last token of the other prompt

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lifecycle_lib.train.dpo import one_each
 from lifecycle_lib.train.grpo import GRPOConfig, Rollouts, kl_estimate
 from lifecycle_lib.train.logprobs import token_logps
 from lifecycle_lib.train.loop import LossFn
@@ -33,13 +34,21 @@ def leave_one_out(returns: Tensor, group_size: int) -> Tensor:
 
 
 def leashed_returns(rewards: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """R = reward - beta * sum of log-ratios over the answer (k1), without gradient. (B,)"""
-    return rewards - beta * ((logps - ref_logps).detach() * mask).sum(1)
+    """R = reward - beta * sum of log-ratios over the answer (k1), without gradient. (B,)
+
+    Raises ValueError for rewards that are not one an answer."""
+    ratio = ((logps - ref_logps).detach() * mask).sum(1)
+    one_each(rewards=rewards, log_ratio=ratio)
+    return rewards - beta * ratio
 
 
 def reinforce_loss(logps: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """-mean over answers of advantage * log pi(answer). Its value says nothing; its gradient is the policy gradient."""
-    return -(advantages.detach() * (logps * mask).sum(1)).mean()
+    """-mean over answers of advantage * log pi(answer). Its value says nothing; its gradient is the policy gradient.
+
+    Raises ValueError for advantages that are not one an answer."""
+    answer_logp = (logps * mask).sum(1)
+    one_each(advantages=advantages, answer_logp=answer_logp)
+    return -(advantages.detach() * answer_logp).mean()
 
 
 def reinforce_kl(reference, cfg: GRPOConfig, kl_in: str = "reward") -> LossFn:

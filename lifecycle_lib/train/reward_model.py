@@ -24,14 +24,18 @@ from lifecycle_lib.core.tensors import load_tensors, save_tensors
 from lifecycle_lib.model.checkpoint import load_checkpoint, save_checkpoint
 from lifecycle_lib.model.gpt import GPT
 from lifecycle_lib.model.tokenizer import Tokenizer
-from lifecycle_lib.train.dpo import PairBatch, dpo_batches, encode_pairs
+from lifecycle_lib.train.dpo import PairBatch, dpo_batches, encode_pairs, one_each
 from lifecycle_lib.train.logprobs import Rows, pad_rows
 from lifecycle_lib.train.loop import FitConfig, FitResult, fit
 
 
 def bt_loss(chosen_scores: Tensor, rejected_scores: Tensor,
             margin: Tensor | float | None = None) -> tuple[Tensor, dict[str, float]]:
-    """Mean -log sigmoid(chosen - rejected - margin) over pairs, (B,) each; ln 2 when all scores are equal."""
+    """Mean -log sigmoid(chosen - rejected - margin) over pairs, (B,) each; ln 2 when all scores are equal.
+
+    `margin` is (B,) or one number. Raises ValueError for other shapes."""
+    one_each(chosen_scores=chosen_scores, rejected_scores=rejected_scores,
+             **({"margin": margin} if isinstance(margin, Tensor) and margin.dim() else {}))
     gap = chosen_scores - rejected_scores
     loss = -F.logsigmoid(gap if margin is None else gap - margin).mean()
     return loss, {"accuracy": float((gap > 0).float().mean()), "margin": float(gap.detach().mean()),

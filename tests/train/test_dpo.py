@@ -134,6 +134,17 @@ def test_beta_has_to_be_positive(beta):
         dpo.dpo_loss(*(torch.zeros(2),) * 4, beta)
 
 
+@pytest.mark.parametrize(("k", "shape"), [(0, (3, 1)), (1, (3, 1)), (2, (1,)), (3, ()), (3, (1, 3))])
+def test_a_column_in_place_of_a_row_is_refused(k, shape):
+    """(3, 1) against (3,) broadcasts to nine pairs: a finite loss, of other pairs."""
+    logps = [torch.zeros(shape) if i == k else torch.zeros(3) for i in range(4)]
+    with pytest.raises(ValueError, match="all must be .B,., one number a pair") as error:
+        dpo.dpo_loss(*logps, BETA)
+    assert str(shape) in str(error.value) and "(3,)" in str(error.value)
+    with pytest.raises(ValueError, match=r"shape \(0,\)"):
+        dpo.dpo_loss(*[torch.zeros(0)] * 4, BETA)
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"reason": " "}, "reason is ' '"), ({"prompt": ""}, "prompt is ''"), ({"chosen": 3}, "chosen is 3"),
     ({"rejected": "good"}, "carry no preference"),

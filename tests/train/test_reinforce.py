@@ -78,27 +78,44 @@ def test_sampling_converges_to_the_exact_gradient(world):
         torch.testing.assert_close(estimate, exact_gradient(*world), atol=0.03, rtol=0)
 
 
-def test_advantages_and_loss_are_those_of_trl_rloo(world):
+def test_loss_from_rewards_is_that_of_trl_rloo_on_a_baseline_counted_by_hand(world, monkeypatch):
     from trl import RLOOTrainer
 
     theta, ref, reward = world
     logps, ref_logps, mask = logps_of(theta, SEQUENCES[:8]), logps_of(ref, SEQUENCES[:8]), torch.ones(8, T)
-    advantages = leave_one_out(leashed_returns(reward[:8], logps, ref_logps, mask, BETA), 4)
+    ratio = (logps.detach() - ref_logps).tolist()
+    paid = [float(reward[i]) - BETA * (ratio[i][0] + ratio[i][1]) for i in range(8)]
+    advantages = []
+    for i in range(8):  # two groups of four: each answer against the mean of the three others
+        others = [paid[j] for j in range(4 * (i // 4), 4 * (i // 4) + 4) if j != i]
+        advantages.append(paid[i] - sum(others) / 3)
     quiet = SimpleNamespace(reduce=lambda x, reduction: x, gather=lambda x: x)
     of = SimpleNamespace(_get_per_token_logps_and_entropies=lambda *a, **k: (logps, torch.zeros_like(logps), None),
                          aux_loss_enabled=False, epsilon_low=0.2, epsilon_high=0.2, accelerator=quiet,
                          model=SimpleNamespace(training=True),
                          _metrics={"train": defaultdict(list)})
     none = torch.zeros(8, 0, dtype=torch.long)
-    theirs = RLOOTrainer._compute_loss(of, None, {
+    theirs = RLOOTrainer._compute_loss(of, None, {  # its value is -mean advantage: ratio 1; the gradients are equal
         "prompt_ids": none, "prompt_mask": none, "completion_ids": SEQUENCES[:8], "completion_mask": mask,
-        "old_logps": logps.detach().sum(1), "advantages": advantages})
-    ours = reinforce_loss(logps, advantages, mask)  # TRL's value is -mean advantage: ratio 1; the gradients are equal
-    torch.testing.assert_close(torch.autograd.grad(ours, theta, retain_graph=True)[0],
-                               torch.autograd.grad(theirs, theta, retain_graph=True)[0], atol=1e-10, rtol=0)
-    wrong = reinforce_loss(logps, -advantages, mask)
-    opposite, right = (torch.autograd.grad(loss, theta, retain_graph=True)[0] for loss in (wrong, ours))
-    assert (opposite - right).abs().max() > 1e-3, "the sign of the advantage turned round"
+        "old_logps": logps.detach().sum(1), "advantages": torch.tensor(advantages).double()})
+    slope = lambda loss: torch.autograd.grad(loss, theta, retain_graph=True)[0]  # noqa: E731
+    monkeypatch.setattr(reinforce, "token_logps", lambda model, rows: {"policy": logps, "ref": ref_logps}[model])
+    rows = SimpleNamespace(mask=torch.ones(8, T + 1))
+
+    def ours(beta: float = BETA, sign: float = 1.0) -> torch.Tensor:
+        """reinforce_kl on a batch as grpo_batches makes it with scale "none": rewards less their group's mean."""
+        centred = (reward[:8].view(2, 4) - reward[:8].view(2, 4).mean(1, keepdim=True)).view(-1)
+        batch = SimpleNamespace(rows=rows, advantages=sign * centred, metrics={})
+        cfg = reinforce.leashed(GRPOConfig(n_prompts=2, group_size=4), beta)
+        return slope(reinforce_kl("ref", cfg)("policy", batch)[0])
+
+    wanted = slope(theirs)
+    torch.testing.assert_close(ours(), wanted, atol=1e-6, rtol=1e-6)
+    assert (ours(sign=-1.0) - wanted).abs().max() > 1e-3, "the sign of the reward turned round"
+    assert (ours(beta=0.0) - wanted).abs().max() > 1e-3, "no leash"
+    returns = leashed_returns(reward[:8], logps, ref_logps, mask, BETA)
+    own = slope(reinforce_loss(logps, returns - returns.view(2, 4).mean(1).repeat_interleave(4), mask))
+    assert (own - wanted).abs().max() > 1e-3, "the baseline has the answer itself in it: 3/4 of the gradient"
 
 
 def test_one_step_moves_toward_what_is_paid_and_the_leash_holds(make_model, tok):
@@ -123,6 +140,8 @@ def test_one_step_moves_toward_what_is_paid_and_the_leash_holds(make_model, tok)
     (lambda: reinforce_kl(None, GRPOConfig(scale="none", temperature=0.5)), "temperature=0.5"),
     (lambda: reinforce_kl(None, GRPOConfig(scale="none"), "nowhere"), "kl_in='nowhere'"),
     (lambda: leave_one_out(torch.zeros(3), 2), "3 returns do not split"),
+    (lambda: leashed_returns(torch.zeros(4, 1), *[torch.zeros(4, 2)] * 3, 0.1), r"rewards has shape \(4, 1\)"),
+    (lambda: reinforce_loss(torch.zeros(4, 2), torch.zeros(4, 1), torch.ones(4, 2)), r"advantages has shape \(4, 1\)"),
 ])
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):

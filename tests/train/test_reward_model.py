@@ -138,6 +138,16 @@ def test_it_learns_the_votes_and_leaves_the_policy_alone(make_model, tok, tmp_pa
                                model.score(tok, [pairs[0]["prompt"]], ["{}"]))
 
 
+@pytest.mark.parametrize(("scores", "margin"), [
+    ((torch.zeros(3, 1), torch.zeros(3)), None), ((torch.zeros(3), torch.zeros(1, 3)), None),
+    ((torch.zeros(3), torch.zeros(3)), torch.zeros(3, 1)),
+])
+def test_a_column_of_scores_is_refused(scores, margin):
+    with pytest.raises(ValueError, match="all must be .B,., one number a pair"):
+        bt_loss(*scores, margin)
+    bt_loss(torch.zeros(3), torch.zeros(3), torch.tensor(1.0))
+
+
 def test_refusals(make_model, tok, tmp_path):
     model = RewardModel.from_gpt(make_model())
     model.save(tmp_path)
