@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lifecycle_lib.model.lora import freeze, thaw
+
 
 class Bottleneck(nn.Module):
     """base(x), then a residual bottleneck: 2 * b * O trained numbers."""
@@ -45,10 +47,10 @@ class Gate(nn.Module):
 def insert(model: nn.Module, targets: tuple[str, ...], wrap: Callable[[str, nn.Linear], nn.Module]) -> int:
     """Freeze the model and wrap each linear layer whose last name is in `targets`, in place; returns how many numbers
     train now. `remove` takes them out again. Raises ValueError when nothing is called so."""
-    model.requires_grad_(False)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[2] in targets]
     if not found:
         raise ValueError(f"targets {targets}: no linear layer has one of these names")
+    freeze(model)
     for name, layer in found:
         model.set_submodule(name, wrap(name.rpartition(".")[2], layer))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -65,7 +67,11 @@ def insert_gates(model: nn.Module) -> int:
 
 
 def remove(model: nn.Module) -> None:
-    """Take bottlenecks and gates out, in place: the base is as before, bit for bit, and may train again."""
-    for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, (Bottleneck, Gate))]:
+    """Take bottlenecks and gates out, in place: the base is as before, bit for bit, and trains what it trained before.
+
+    Raises ValueError if there are none."""
+    if not (found := [(n, m) for n, m in model.named_modules() if isinstance(m, (Bottleneck, Gate))]):
+        raise ValueError("the model holds no bottleneck and no gate; insert them first")
+    for name, module in found:
         model.set_submodule(name, module.base)
-    model.requires_grad_(True)
+    thaw(model)

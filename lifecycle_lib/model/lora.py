@@ -1,11 +1,11 @@
 """Low-rank adapters: few trained numbers beside frozen ones (Hu et al. 2021, LoRA).
 
 A wrapped layer computes  W x + (alpha / rank) B A x  with W frozen, A drawn at random and B zero, so an untrained
-adapter changes nothing. `detach` takes the adapter off and leaves the base as it was, bit for bit; `merge` adds it
-into W instead, which rounds: `unmerge` subtracts it again and comes close. An adapter is a plain dict {layer name:
-LoRALinear}; several on one base are kept, routed and combined in model/portfolio. W may be packed (model/quantise): it
-is then unpacked in every forward and stays frozen, with A and B in float beside it (as QLoRA, Dettmers et al. 2023,
-without its 4-bit float format, double quantisation and paging).
+adapter changes nothing. `detach` takes the adapter off and leaves the base as it was, bit for bit, and as trainable or
+frozen as it was; `merge` adds it into W instead, which rounds: `unmerge` subtracts it again and comes close. An adapter
+is a plain dict {layer name: LoRALinear}; several on one base are kept, routed and combined in model/portfolio. W may be
+packed (model/quantise): it is then unpacked in every forward and stays frozen, with A and B in float beside it (as
+QLoRA, Dettmers et al. 2023, without its 4-bit float format, double quantisation and paging).
 
 Left out: dropout on the adapter's input, biases, adapters on the embedding.
 
@@ -71,6 +71,27 @@ class LoRALinear(nn.Module):
 Adapter = dict[str, LoRALinear]
 
 
+def freeze(model: nn.Module) -> None:
+    """Stop training in every parameter, and remember on the model which of them trained: `thaw` gives that back.
+
+    Raises ValueError if what froze it last is still on."""
+    _bare(model)
+    model.trained_before = {n: p.requires_grad for n, p in model.named_parameters()}
+    model.requires_grad_(False)
+
+
+def thaw(model: nn.Module) -> None:
+    """Undo `freeze`: what trained before trains again, what was frozen before stays frozen."""
+    for name, p in model.named_parameters():
+        p.requires_grad_(model.trained_before[name])
+    del model.trained_before
+
+
+def worn(model: nn.Module) -> Adapter:
+    """The adapter that the model wears; empty if it wears none."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
 def make_adapter(model: nn.Module, cfg: LoRAConfig, seed: int) -> Adapter:
     """A fresh adapter for the linear layers of `model` whose last name is in cfg.targets; not attached yet.
 
@@ -91,21 +112,19 @@ def attach(model: nn.Module, adapter: Adapter) -> None:
     for name, layer in adapter.items():
         if model.get_submodule(name) is not layer.base:
             raise ValueError(f"{name}: the adapter wraps another model's layer; load it for this model with load_lora")
-    model.requires_grad_(False)
+    freeze(model)
     for name, layer in adapter.items():
         model.set_submodule(name, layer)
 
 
 def detach(model: nn.Module) -> Adapter:
-    """Take the adapter off, in place, and return it; the base is as before, bit for bit, and may train again.
-
-    Raises ValueError if there is none."""
-    adapter = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
-    if not adapter:
+    """Take the adapter off, in place, and return it; the base is as before, bit for bit, and trains what it trained
+    before `attach`. Raises ValueError if there is none."""
+    if not (adapter := worn(model)):
         raise ValueError("the model wears no adapter; attach one first")
     for name, layer in adapter.items():
         model.set_submodule(name, layer.base)
-    model.requires_grad_(True)
+    thaw(model)
     return adapter
 
 
@@ -114,8 +133,7 @@ def merge(model: nn.Module) -> Adapter:
     """Add the adapter into the weights, in place, take it off and return it. The old weights are gone: adding rounds.
 
     Raises ValueError for a packed base, and leaves the adapter on: its codes cannot hold the sum."""
-    worn = {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}
-    if packed := [n for n, m in worn.items() if isinstance(m.base, QuantisedLinear)]:
+    if packed := [n for n, m in worn(model).items() if isinstance(m.base, QuantisedLinear)]:
         raise ValueError(f"{packed[0]}: its base is packed, and packing the sum again would round the adapter away; "
                          "serve it unmerged, or merge into the float checkpoint and quantise (and test) that")
     adapter = detach(model)
@@ -168,5 +186,5 @@ def n_trained(adapter: Adapter) -> int:
 
 
 def _bare(model: nn.Module) -> None:
-    if any(isinstance(m, LoRALinear) for m in model.modules()):
-        raise ValueError("the model wears an adapter; detach or merge it first")
+    if worn(model) or hasattr(model, "trained_before"):
+        raise ValueError("the model wears an adapter (or gates, bottlenecks, a route); detach or merge it first")

@@ -1,6 +1,7 @@
 """Several adapters on one base: swap, switch off, route row by row, add up, keep in a folder.
 
-The base's weights are never written to. `use` wears one adapter or none; with none the base's own layers are in place
+The base's weights are never written to and, while an adapter is worn or routed, never train; off, the base trains what
+it trained before. `use` wears one adapter or none; with none the base's own layers are in place
 and its logits come back bit for bit. `route` answers each row of a batch with the adapter that the row names: the base
 multiplies the whole batch once, each adapter only its own rows (as Punica's and S-LoRA's kernels do, Chen et al. 2023,
 Sheng et al. 2023, without the kernels).
@@ -21,7 +22,17 @@ from torch import Tensor, nn
 
 from lifecycle_lib.core.records import read_json, write_json
 from lifecycle_lib.model.checkpoint import weights_hash
-from lifecycle_lib.model.lora import Adapter, LoRAConfig, LoRALinear, attach, detach, load_lora, save_lora
+from lifecycle_lib.model.lora import (
+    Adapter,
+    LoRAConfig,
+    LoRALinear,
+    attach,
+    detach,
+    freeze,
+    load_lora,
+    save_lora,
+    thaw,
+)
 
 REGISTRY = "portfolio.json"
 
@@ -68,9 +79,9 @@ class Portfolio:
         if self.wearing == "routed":
             for path, layer in self._routed:
                 self.model.set_submodule(path, layer.base)
+            thaw(self.model)
         elif self.wearing:
             detach(self.model)
-        self.model.requires_grad_(True)
         self.wearing = name
         if name is not None:
             attach(self.model, self.adapters[name])
@@ -84,7 +95,9 @@ class Portfolio:
         used = sorted({n for n in names if n is not None})
         if not used:
             return
-        rows = {n: torch.tensor([i for i, other in enumerate(names) if other == n]) for n in used}
+        device = next(self.model.parameters()).device
+        rows = {n: torch.tensor([i for i, other in enumerate(names) if other == n], device=device) for n in used}
+        freeze(self.model)
         for path in {path for n in used for path in self.adapters[n]}:
             layers = {n: self.adapters[n][path] for n in used if path in self.adapters[n]}
             self.model.set_submodule(path, RoutedLinear(layers, rows, len(names)))

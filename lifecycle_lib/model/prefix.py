@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lifecycle_lib.model.gpt import GPT, Cache, GPTConfig, rotate
 
 
-class Prefix(nn.Module):
+class PrefixTuning(nn.Module):
     """A GPT behind a learned prefix; the same face as GPT (hidden, head, new_cache, forward), P tokens less of room.
 
     `k`, `v` (L, H, P, D) are the only trained numbers: 2 * L * P * n_embd. Raises ValueError for a prefix that leaves
@@ -39,7 +39,7 @@ class Prefix(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_tokens(cls, model: GPT, ids: list[int]) -> "Prefix":
+    def from_tokens(cls, model: GPT, ids: list[int]) -> "PrefixTuning":
         """A prefix of len(ids) tokens that starts as their keys and values: the model after having read them."""
         prefix, cache = cls(model, len(ids)), model.new_cache(1, len(ids))
         model.hidden(torch.tensor([ids], device=model.device), cache=cache)

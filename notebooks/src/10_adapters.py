@@ -431,14 +431,14 @@ print(f"{n_bottleneck:,} numbers, logits moved by {moved:.1f}; removed, the base
 
 # %%
 from lifecycle_lib.model.gpt import GPT, GPTConfig
-from lifecycle_lib.model.prefix import Prefix
+from lifecycle_lib.model.prefix import PrefixTuning
 
 # %%
 llama = GPT(GPTConfig(vocab_size=64, block_size=32, n_layer=2, n_head=2, n_embd=32, token_shift=False))
 some = torch.randint(0, 64, (3, 9), generator=torch.Generator().manual_seed(seed))
 head = [5, 9, 11, 2]
 read = torch.cat((torch.tensor([head] * 3), some), 1)
-own = Prefix.from_tokens(llama, head)
+own = PrefixTuning.from_tokens(llama, head)
 assert (own(some) - llama(read)[:, 4:]).abs().max() < 1e-5
 print(f"a prefix of 4 tokens, {own.k.numel() + own.v.numel()} numbers: the same as having read the four tokens")
 
@@ -453,7 +453,7 @@ from lifecycle_lib.model.bridge import to_llama
 
 # %%
 peer = get_peft_model(to_llama(llama), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
-own = Prefix(llama, 4, torch.Generator().manual_seed(seed), std=0.5)
+own = PrefixTuning(llama, 4, torch.Generator().manual_seed(seed), std=0.5)
 flat = lambda k, v: torch.stack([k, v], 1).permute(3, 0, 1, 2, 4).reshape(4, -1)  # noqa: E731
 weight = peer.prompt_encoder["default"].embedding.weight
 

@@ -30,6 +30,7 @@ def test_one_bottleneck_by_hand():
 def test_both_start_as_the_base_train_little_and_come_out_again(put):
     model = small(True)
     before, logits = weights_hash(model), model(IDS)
+    model.norm_f.requires_grad_(False)  # somebody froze it before
     n = put(model)
     h = model.cfg.n_hidden
     assert n == (2 * 2 * 4 * (16 + 16) if put is not insert_gates else 2 * (16 + 16 + h))
@@ -39,7 +40,10 @@ def test_both_start_as_the_base_train_little_and_come_out_again(put):
     assert all(p.grad is not None for p in trained) and sum(p.numel() for p in trained) == n
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     remove(model)
-    assert weights_hash(model) == before and all(p.requires_grad for p in model.parameters())
+    assert weights_hash(model) == before
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["norm_f.weight"]  # as it was before
+    with pytest.raises(ValueError, match="holds no bottleneck and no gate"):
+        remove(model)
 
 
 def test_a_bottleneck_equals_torchs_sequential():

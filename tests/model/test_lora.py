@@ -85,10 +85,11 @@ def test_forward_and_gradients_equal_pefts(token_shift):
             pairs[-1][2].copy_(layer.b)
     mine, his = model(ids), other(input_ids=ids).logits
     assert torch.allclose(mine, his, atol=1e-5)
-    mine.square().mean().backward()
-    his.square().mean().backward()
+    mine.square().sum().backward()
+    his.square().sum().backward()
     for layer, a, b in pairs:
         assert torch.allclose(layer.a.grad, a.grad, atol=1e-5) and torch.allclose(layer.b.grad, b.grad, atol=1e-5)
+        assert min(layer.a.grad.abs().max(), layer.b.grad.abs().max()) > 1e-2  # 1e-5 is a tolerance, not the size
     frozen = [p for n, p in model.named_parameters() if not n.endswith((".a", ".b"))]
     assert all(p.grad is None for p in frozen)
 
@@ -99,6 +100,7 @@ def test_detach_gives_the_base_back_bit_for_bit_after_training():
     model = small()
     before, ids = weights_hash(model), torch.randint(3, 50, (4, 10), generator=torch.Generator().manual_seed(1))
     adapter = make_adapter(model, CFG, 0)
+    model.wte.requires_grad_(False)  # somebody froze the embedding before
     attach(model, adapter)
     result = fit(model, lambda _: Rows(ids, torch.ones_like(ids, dtype=torch.bool)), answer_loss,
                  FitConfig(steps=5, optimizer="adamw", lr=1e-2, warmup_steps=0))
@@ -106,9 +108,14 @@ def test_detach_gives_the_base_back_bit_for_bit_after_training():
     with_adapter = model(ids)
     off = detach(model)
     assert weights_hash(model) == before and off == adapter
-    assert all(p.requires_grad for p in model.parameters())
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["wte.weight"]  # as it was before
     attach(model, off)  # and on again: nothing was lost
     assert torch.equal(model(ids), with_adapter)
+    detach(model)
+    model.requires_grad_(False)  # an engine holds its model frozen; an adapter that comes and goes does not thaw it
+    attach(model, off)
+    merge(model)
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_merge_gives_the_same_answers_and_cannot_be_undone_exactly():
@@ -158,8 +165,27 @@ def test_bad_use_is_refused(tmp_path):
         load_lora(tmp_path / "x.safetensors", small())
 
 
-def test_a_broken_variant_that_starts_b_at_random_is_caught():
+def broken_merge(delta):
+    """A merge that writes `delta` of each layer into its weight."""
+    def run(model):
+        with torch.no_grad():
+            for layer in detach(model).values():
+                layer.base.weight += delta(layer)
+    return run
+
+
+@pytest.mark.parametrize("run, sound", [
+    (merge, True), (broken_merge(LoRALinear.delta), True),
+    (broken_merge(lambda layer: layer.b @ layer.a), False),  # alpha / rank forgotten: half the adapter
+    (broken_merge(lambda layer: layer.scale * layer.delta()), False),  # applied twice
+    (broken_merge(lambda layer: layer.delta().T), False)])  # fits a square matrix, and is another one
+def test_a_merge_must_answer_like_the_worn_adapter_and_broken_ones_do_not(run, sound):
     model, ids = small(), torch.arange(12).view(2, 6)
-    before = model(ids)
-    worn(model)  # B is not zero: an adapter that changes answers before it has learnt anything
-    assert not torch.equal(model(ids), before)
+    adapter, g = make_adapter(model, LoRAConfig(rank=3, alpha=6.0, targets=("wq", "wo")), 1), torch.Generator()
+    attach(model, adapter)
+    with torch.no_grad():
+        for layer in adapter.values():
+            layer.b.copy_(0.3 * torch.randn(layer.b.shape, generator=g.manual_seed(1)))
+        want = model(ids)
+        run(model)
+        assert torch.allclose(model(ids), want, atol=1e-5) == sound

@@ -99,8 +99,24 @@ def test_routed_rows_equal_each_adapter_alone_in_value_and_gradient():
     apart = [u if u is not None else v for u, v in zip(grads([0, 3], "a"), grads([2, 4], "b"))]
     assert all(torch.allclose(u, v, atol=1e-5) for u, v in zip(mixed, apart))
     portfolio.route(names)
+    assert not any(p.requires_grad for p in model.parameters())  # a routed batch trains adapters, never the base
     with pytest.raises(ValueError, match="a batch of 4 rows under a route of 6"):
         model(ids(4))
+    with pytest.raises(ValueError, match="gates, bottlenecks, a route"):
+        attach(model, a)
+    portfolio.use(None)
+    assert all(p.requires_grad for p in model.parameters()) and torch.equal(model(x), want[None])
+
+
+def test_a_frozen_base_stays_frozen_and_rows_follow_the_models_device():
+    model = small().requires_grad_(False)
+    portfolio = Portfolio(model, {"a": trained(model, 1)})
+    for turn in (lambda: portfolio.use("a"), lambda: portfolio.route(["a", None]), lambda: portfolio.use(None)):
+        turn()
+        assert not any(p.requires_grad for n, p in model.named_parameters() if not n.endswith((".a", ".b")))
+    model.to("meta")
+    portfolio.route(["a", None])
+    assert {m.rows["a"].device.type for m in model.modules() if hasattr(m, "rows")} == {"meta"}
 
 
 def test_mixed_batches_and_sums_equal_pefts():
@@ -151,24 +167,41 @@ def test_cat_is_the_sum_of_the_deltas_and_linear_is_not():
     assert torch.allclose(halves, 2 * a[path].delta(), atol=1e-6)
 
 
-def test_a_packed_base_stays_packed_and_trains_an_adapter(tmp_path):
-    model, x = quantise_model(small(), bits=4, group_size=16), ids()
+@pytest.mark.parametrize("bits", [8, 4])
+def test_on_packed_weights_an_adapter_trains_as_on_the_same_weights_in_float(bits):
+    model, x = quantise_model(small(), bits=bits, group_size=16), ids()
     before, plain = weights_hash(model), model(x)
-    adapter = make_adapter(model, CFG, 1)
-    attach(model, adapter)
+    attach(model, fresh := make_adapter(model, CFG, 1))
     assert torch.equal(model(x), plain)
-    model(x).square().mean().backward()
-    assert all(layer.b.grad.abs().sum() > 0 for layer in adapter.values())
+    detach(model)
     float_twin = small()
-    with torch.no_grad():  # the oracle: the unpacked weights in an ordinary model, same adapter, same gradient
-        packed_layers = {n: layer.base.weight for n, layer in adapter.items()} | {"wte": model.wte.weight}
-        for name, weight in packed_layers.items():
+    with torch.no_grad():  # the oracle: the unpacked weights in an ordinary model
+        for name, weight in ({n: v.base.weight for n, v in fresh.items()} | {"wte": model.wte.weight}).items():
             float_twin.get_submodule(name).weight.copy_(weight)
-    twin = make_adapter(float_twin, CFG, 1)
-    attach(float_twin, twin)
-    float_twin(x).square().mean().backward()
-    for name, layer in adapter.items():
-        assert torch.allclose(layer.b.grad, twin[name].b.grad, atol=1e-5)
+    mine, his = trained(model, 1), trained(float_twin, 1)  # B is not zero: A has a gradient as well
+    attach(model, mine), attach(float_twin, his)
+    optimizers = [torch.optim.SGD([p for v in a.values() for p in (v.a, v.b)], lr=1e-3) for a in (mine, his)]
+    losses = []
+    for _ in range(3):
+        pair = model(x), float_twin(x)
+        assert torch.allclose(*pair, atol=1e-5)
+        for y, optimizer in zip(pair, optimizers):
+            optimizer.zero_grad()
+            y.square().sum().backward()
+        for n in mine:
+            for u, v in ((mine[n].a.grad, his[n].a.grad), (mine[n].b.grad, his[n].b.grad)):
+                assert torch.allclose(u, v, atol=1e-5) and u.abs().max() > 1e-2
+        losses.append(pair[0].square().sum().item())
+        [optimizer.step() for optimizer in optimizers]
+    assert losses[-1] < losses[0]
+    detach(model)
+    assert weights_hash(model) == before
+
+
+def test_a_packed_base_refuses_a_merge_and_knows_its_adapters(tmp_path):
+    model, x = quantise_model(small(), bits=4, group_size=16), ids()
+    before, adapter = weights_hash(model), trained(model, 1)
+    attach(model, adapter)
     with pytest.raises(ValueError, match="its base is packed"):
         merge(model)
     detach(model)

@@ -5,7 +5,7 @@ import torch
 
 from lifecycle_lib.model.checkpoint import weights_hash
 from lifecycle_lib.model.gpt import GPT, GPTConfig
-from lifecycle_lib.model.prefix import Prefix
+from lifecycle_lib.model.prefix import PrefixTuning
 from lifecycle_lib.model.sampling import generate
 from lifecycle_lib.train.logprobs import answer_loss, pad_rows, shared_rows, sum_logps
 from lifecycle_lib.train.loop import FitConfig, fit
@@ -28,7 +28,7 @@ def ids(rows=3, width=7):
 def test_one_key_by_hand():
     """With all scores equal, a prefix of one key takes 1 / (t + 1) of the attention of the t-th token."""
     model = small()
-    prefix = Prefix(model, 1)
+    prefix = PrefixTuning(model, 1)
     with torch.no_grad():
         for block in model.blocks:
             block.attn.wq.weight.zero_()  # every score is 0
@@ -45,7 +45,7 @@ def test_value_and_gradient_equal_pefts():
     from lifecycle_lib.model.bridge import to_llama
     model, x, n = small(), ids(), 4
     other = peft.get_peft_model(to_llama(model), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=n))
-    prefix = Prefix(model, n, torch.Generator().manual_seed(2), std=0.7)
+    prefix = PrefixTuning(model, n, torch.Generator().manual_seed(2), std=0.7)
     theirs = other.prompt_encoder["default"].embedding.weight  # (P, 2 L C): key and value of layer 0, of layer 1 ...
 
     def as_theirs(k, v):
@@ -69,7 +69,7 @@ def test_value_and_gradient_equal_pefts():
 @pytest.mark.parametrize("token_shift", [False, True])
 def test_padding_shared_prompts_and_decoding_agree_with_the_plain_pass(token_shift):
     model = small(token_shift)
-    prefix = Prefix.from_tokens(model, [5, 9, 11])
+    prefix = PrefixTuning.from_tokens(model, [5, 9, 11])
     prompts, answers = [[7, 8], [3, 4, 5, 6]], [[9, 2], [10, 11, 2]]
     plain = sum_logps(prefix, pad_rows(prompts, answers, 0))
     shared = shared_rows(prompts, answers, [0, 1], 0)
@@ -88,12 +88,13 @@ def test_padding_shared_prompts_and_decoding_agree_with_the_plain_pass(token_shi
 def test_from_tokens_starts_as_having_read_them():
     model, x = small(), ids(2, 5)
     read = torch.tensor([[5, 9, 11]]).expand(2, -1)
-    assert torch.allclose(Prefix.from_tokens(model, [5, 9, 11])(x), model(torch.cat((read, x), 1))[:, 3:], atol=1e-5)
+    own = PrefixTuning.from_tokens(model, [5, 9, 11])
+    assert torch.allclose(own(x), model(torch.cat((read, x), 1))[:, 3:], atol=1e-5)
 
 
 def test_training_moves_the_prefix_alone():
     model = small(True)
-    before, prefix = weights_hash(model), Prefix.from_tokens(model, [5, 9, 11])
+    before, prefix = weights_hash(model), PrefixTuning.from_tokens(model, [5, 9, 11])
     rows = pad_rows([[7, 8]] * 2, [[9, 2]] * 2, 0)
     result = fit(prefix, lambda _: rows, answer_loss, FitConfig(steps=8, optimizer="adamw", lr=0.03, warmup_steps=0))
     assert result.losses[-1] < result.losses[0] and weights_hash(model) == before
@@ -101,8 +102,8 @@ def test_training_moves_the_prefix_alone():
 
 def test_a_prefix_takes_room():
     model = small()
-    assert Prefix(model, 10).cfg.block_size == 14
+    assert PrefixTuning(model, 10).cfg.block_size == 14
     with pytest.raises(ValueError, match="25 tokens do not fit block_size=24"):
-        Prefix(model, 10)(ids(1, 15))
+        PrefixTuning(model, 10)(ids(1, 15))
     with pytest.raises(ValueError, match="n_tokens=24 must be 1 to 23"):
-        Prefix(model, 24)
+        PrefixTuning(model, 24)

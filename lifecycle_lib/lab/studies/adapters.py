@@ -39,7 +39,7 @@ from lifecycle_lib.lab.studies.small import batches_of
 from lifecycle_lib.model import inserted, lora, portfolio, quantise
 from lifecycle_lib.model import prefix as prefix_module
 from lifecycle_lib.model.gpt import GPT
-from lifecycle_lib.model.prefix import Prefix
+from lifecycle_lib.model.prefix import PrefixTuning
 from lifecycle_lib.model.quantise import quantise_model
 from lifecycle_lib.model.tokenizer import Tokenizer
 from lifecycle_lib.train import loop, staying_close
@@ -138,7 +138,7 @@ def wear(model: GPT, arm: str, seed: int, tok: Tokenizer) -> nn.Module:
     if kind.endswith("lora"):
         lora.attach(model, lora.make_adapter(model, lora.LoRAConfig(rank=int(size), alpha=2.0 * int(size)), seed))
     elif kind == "prefix":
-        return Prefix.from_tokens(model, tok.encode(draw_cases(1, seed, "note")[0].prompt)[:int(size)])
+        return PrefixTuning.from_tokens(model, tok.encode(draw_cases(1, seed, "note")[0].prompt)[:int(size)])
     elif kind == "gates":
         inserted.insert_gates(model)
     elif kind == "bottleneck":
@@ -201,7 +201,7 @@ def train(model: nn.Module, rows: Rows, task: Task, lr: float, seed: int, measur
 def change(model: GPT, start: GPT) -> dict[str, float]:
     """What training did to the block matrices: "moved", the size of the change over the size of the weights
     (Frobenius), and "energy_r", the share of the squared change that a change of rank r can hold at most."""
-    worn = {n: m.delta() for n, m in model.named_modules() if isinstance(m, lora.LoRALinear)}
+    worn = {n: m.delta() for n, m in lora.worn(model).items()}
     before = {n: m.weight for n, m in start.named_modules() if isinstance(m, nn.Linear)}
     total, size, top = 0.0, 0.0, dict.fromkeys(RANKS, 0.0)
     for name, weight in before.items():
