@@ -50,7 +50,7 @@ def make_rollouts(model: GPT, tok: Tokenizer, prompts: list[list[int]], group: i
     rows = shared_rows(prompts, answers, [i for i in range(len(prompts)) for _ in range(group)], tok.special["<pad>"])
     with torch.no_grad():
         old = token_logps(model, rows)
-    return grpo.Rollouts(rows, old, grpo.group_advantages(rewards, group), {}, []), answers
+    return grpo.Rollouts(rows, old, rewards, grpo.group_advantages(rewards, group), {}, []), answers
 
 
 def trl_grpo(model: GPT, tok: Tokenizer, prompts: list[list[int]], batch: grpo.Rollouts, answers: list[list[int]],

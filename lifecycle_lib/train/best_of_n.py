@@ -56,19 +56,13 @@ def winners(model, tok: Tokenizer, cases: Sequence[Case], reward_fn: RewardFn, c
     """(prompt ids, answer ids) of the answers paid at least `least`, of one batch of rollouts.
 
     Raises ValueError when nobody won: there is nothing to imitate."""
-    paid: list[float] = []
-
-    def watched(texts: Sequence[str], where: Sequence[Case]) -> Sequence[float]:
-        paid[:] = reward_fn(texts, where)
-        return paid
-
-    batch = collect(model, tok, cases, watched, cfg, seed, step)
+    batch = collect(model, tok, cases, reward_fn, cfg, seed, step)
     kept = []
-    for i, reward in enumerate(paid):
+    for i, reward in enumerate(batch.rewards.tolist()):
         if reward >= least:
             case = cases[i // cfg.group_size]
             kept.append((tok.encode(case.prompt), batch.rows.ids[i][batch.rows.mask[i]].tolist()))
     if not kept:
-        raise ValueError(f"none of {len(paid)} answers was paid {least} or more; start from a model that wins "
+        raise ValueError(f"none of {len(batch.texts)} answers was paid {least} or more; start from a model that wins "
                          "now and then")
     return kept

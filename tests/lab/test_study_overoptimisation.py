@@ -84,9 +84,20 @@ def test_bradley_terry_is_the_optimum_that_scipy_and_the_loss_of_reward_models_a
 
 def test_better_answers_are_chosen_in_most_pairs():
     texts = [CASE.answer, with_label_claim(CASE.answer)]
-    pairs = costumes.noisy_pairs(texts, [1.0, -0.5], seed=0)
+    pairs = costumes.noisy_pairs(texts, [1.0, -0.5], 2, seed=0)
     promise = pairs[:, costumes.FEATURES.index("promise")]
     assert 0.97 <= (promise < 0).mean() < 1.0  # odds e^6
+
+
+def test_both_answers_of_a_pair_answer_one_prompt():
+    """Groups told apart by a count of apologies: every difference is that of two answers of one group."""
+    texts = [noted(" sorry" * n) for n in (0, 1, 10, 11)]
+    pairs = costumes.noisy_pairs(texts, [0.0] * 4, 2, seed=0)
+    assert set(np.abs(pairs[:, costumes.FEATURES.index("apologies")])) == {1.0}
+    mixed = costumes.noisy_pairs(texts, [0.0] * 4, 4, seed=0)
+    assert set(np.abs(mixed[:, costumes.FEATURES.index("apologies")])) > {1.0, 10.0}, "answers of different prompts"
+    even = pairs[:, costumes.FEATURES.index("apologies")]
+    assert abs(even.mean()) < 0.15, "no gap in gold: chosen by the toss of a coin"
 
 
 def test_the_start_shows_every_shortcut_and_both_wordings():
@@ -122,6 +133,14 @@ def test_alarms_peak_and_governors_by_hand():
     assert design.peak(swapped) != 1, "the peak is looked for on the holdout"
 
 
+def test_an_alarm_that_never_rang_has_no_lead():
+    curve = made_up([0.5, 0.7, 0.65, 0.3], [0.6, 0.65, 0.58, 0.4], [0, 0.2, 0.6, 2.0], [20, 21, 23, 30])
+    row: dict = {}
+    design.read(row, "thumbs", {"thumbs": curve, "verifier": curve}, study.Size())
+    assert (row["thumbs.length.lead"], row["thumbs.factual error.lead"]) == (3, 0)  # fell at 3; rang at 2 and at 3
+    assert row["thumbs.diversity.rang"] == 0 and "thumbs.diversity.lead" not in row
+
+
 def test_peak_interval_holds_the_planted_peak():
     random, size = np.random.default_rng(0), study.Size()
     kl = np.linspace(0, 4, 9)
@@ -142,7 +161,7 @@ def test_smoke_run_has_every_number_and_is_stored(tmp_path):
     again, _ = design.measure(lab)
     assert again == row
     out = design.extra([row, row], study.SIZES["smoke"])
-    assert set(out["peaks"]) == {*costumes.PROXIES, "verifier"} and out["peaks"]["thumbs"]["kl"] >= 0
+    assert set(out["peaks"]) == {*costumes.PROXIES, "verifier", "longer thumbs"} and out["peaks"]["thumbs"]["kl"] >= 0
 
 
 def test_an_arm_stops_when_it_has_gone_far_enough(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,13 +90,13 @@ def test_advantages_are_those_of_trl(make_model, rollouts, trainer_of, tok, scal
     assert (grpo.group_advantages(REWARDS, 8, scale) - theirs).abs().max() > 1e-2, "groups of the wrong size"
 
 
-@pytest.mark.parametrize(("loss_type", "beta", "unbiased_kl"), [
+@pytest.mark.parametrize(("loss_type", "beta", "weighted_kl"), [
     *((t, b, u) for t in ("grpo", "dapo", "dr_grpo") for b, u in ((0.0, True), (0.04, True), (0.04, False))),
     ("bnpo", 0.04, True)])
-def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, trainer_of, loss_type, beta, unbiased_kl):
+def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, trainer_of, loss_type, beta, weighted_kl):
     old, policy, reference = make_model(noise=0.05), make_model(noise=0.09), make_model(noise=0.02)
     rolled = _, batch, _ = rollouts(old)
-    trainer = trainer_of(policy, rolled, beta, loss_type=loss_type, use_bias_correction_kl=unbiased_kl)
+    trainer = trainer_of(policy, rolled, beta, loss_type=loss_type, use_bias_correction_kl=weighted_kl)
     mask = batch.rows.mask[:, 1:]
     with torch.no_grad():
         ref = torch.zeros(trainer.fixed["completion_mask"].shape)
@@ -106,20 +107,20 @@ def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, tra
     ref_logps = token_logps(reference, batch.rows).detach()
     ours, metrics = grpo.grpo_loss(token_logps(policy, batch.rows), batch.old_logps, batch.advantages, mask,
                                    loss_type=loss_type, max_tokens=MAX_NEW, ref_logps=ref_logps, beta=beta,
-                                   unbiased_kl=unbiased_kl)
+                                   weighted_kl=weighted_kl)
     assert metrics["clip_share"] > 0.02, "the clip has to matter"
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     for a, b in zip(gradients(ours, policy), gradients(theirs, trainer.model), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    if beta and not unbiased_kl:
+    if beta and not weighted_kl:
         assert metrics["kl"] == pytest.approx(trainer._metrics["train"]["kl"][-1], abs=1e-5)
-    if unbiased_kl:  # the one that training uses
-        cfg = grpo.GRPOConfig(n_prompts=4, group_size=GROUP, max_new_tokens=MAX_NEW, loss_type=loss_type, beta=beta)
-        assert grpo.rollout_loss(policy, batch, cfg, ref=reference)[0].item() == pytest.approx(theirs.item(), abs=1e-5)
+    cfg = grpo.GRPOConfig(n_prompts=4, group_size=GROUP, max_new_tokens=MAX_NEW, loss_type=loss_type, beta=beta,
+                          weighted_kl=weighted_kl)
+    assert grpo.rollout_loss(policy, batch, cfg, ref=reference)[0].item() == pytest.approx(theirs.item(), abs=1e-5)
 
     def agrees(**change: object) -> bool:
         settings = {"loss_type": loss_type, "max_tokens": MAX_NEW, "beta": beta, "ref_logps": ref_logps,
-                    "unbiased_kl": unbiased_kl, "mask": mask, "advantages": batch.advantages} | change
+                    "weighted_kl": weighted_kl, "mask": mask, "advantages": batch.advantages} | change
         loss, _ = grpo.grpo_loss(token_logps(policy, batch.rows), batch.old_logps, **settings)
         return abs(loss.item() - theirs.item()) < 1e-5
 
@@ -131,8 +132,8 @@ def test_loss_and_gradient_are_those_of_trl(make_model, gradients, rollouts, tra
     assert not any(agrees(loss_type=t) for t in others), "normalised over something else"
     if beta:
         assert not agrees(beta=0.0), "no KL term"
-        assert not agrees(unbiased_kl=not unbiased_kl), "the other KL estimate"
-        assert not any(agrees(kl_kind=k) for k in ("k1", "k2")), "another estimator"
+        assert not agrees(weighted_kl=not weighted_kl), "the other KL estimate"
+        assert not agrees(kl_kind="k1", weighted_kl=True) and not agrees(kl_kind="k2", weighted_kl=False), "another one"
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
@@ -191,6 +192,74 @@ def test_kl_estimators_on_a_policy_small_enough_to_enumerate():
     torch.testing.assert_close(weighted["k1"], want)
     torch.testing.assert_close(weighted["k3"], want)
     assert (weighted["k2"] - want).abs().max() > 0.01
+
+
+def test_kl_terms_of_answers_of_two_tokens_enumerated():
+    """Three tokens, answers of two. Value: k1 and k3, summed over the answer, are right. Gradient: a term a token has
+    at best the part in which the text before each token is held fixed; the leash in the reward has the whole."""
+    v = 3
+    answers = torch.cartesian_prod(torch.arange(v), torch.arange(v))  # (9, 2)
+    gen = torch.Generator().manual_seed(0)
+    theta = torch.randn(1 + v, v, generator=gen, dtype=torch.float64).requires_grad_()  # row 0: first token
+    reference = torch.randn(1 + v, v, generator=gen, dtype=torch.float64)
+
+    def logps_of(logits):
+        logp = logits.log_softmax(-1)
+        return torch.stack((logp[0, answers[:, 0]], logp[1 + answers[:, 0], answers[:, 1]]), 1)
+
+    slope = lambda x: torch.autograd.grad(x, theta, retain_graph=True)[0]  # noqa: E731
+    logps, ref = logps_of(theta), logps_of(reference)
+    weight, mask = logps.detach().sum(1).exp(), torch.ones(9, 2)
+    kl = torch.distributions.kl_divergence
+    whole = kl(*(torch.distributions.Categorical(logits=x.sum(1)) for x in (logps, ref)))
+    here, there = (torch.distributions.Categorical(logits=x) for x in (theta, reference))
+    seen = torch.cat((torch.ones(1), theta[0].softmax(0).detach()))  # how often the text before a token occurs
+    prefix_fixed, forward = slope((seen * kl(here, there)).sum()), slope((seen * kl(there, here)).sum())
+    assert (prefix_fixed - slope(whole)).abs().max() > 0.05, "a token also changes the KL of those after it"
+
+    def loss_gradient(kind, weighted, level="token"):
+        """In expectation, of grpo_loss: every answer a batch of its own, weighted by its probability."""
+        one = [grpo.grpo_loss(logps[i:i + 1], logps[i:i + 1].detach(), torch.zeros(1), mask[i:i + 1], beta=1.0,
+                              ref_logps=ref[i:i + 1], loss_type="dr_grpo", max_tokens=1, kl_kind=kind,
+                              weighted_kl=weighted, ratio_level=level)[0] for i in range(9)]
+        return slope((weight * torch.stack(one)).sum())
+
+    for kind in ("k1", "k3"):
+        value = (weight * grpo.kl_estimate(logps, ref, kind).sum(1)).sum()
+        assert value.item() == pytest.approx(whole.item(), abs=1e-12)
+        for level in ("token", "sequence"):
+            torch.testing.assert_close(loss_gradient(kind, True, level), prefix_fixed, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss_gradient("k2", False), prefix_fixed, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss_gradient("k3", False), forward, atol=1e-6, rtol=0)
+    k3 = grpo.kl_estimate(logps, ref, "k3")
+    ratio = (logps - logps.detach()).mean(1, keepdim=True).exp()
+    of_answers = slope((weight * (ratio * k3).sum(1)).sum())
+    assert min((of_answers - g).abs().max() for g in (prefix_fixed, forward, slope(whole))) > 0.05, "the answer's ratio"
+    in_reward = slope((weight * (logps - ref).detach().sum(1) * logps.sum(1)).sum())
+    torch.testing.assert_close(in_reward, slope(whole), atol=1e-12, rtol=0)
+
+
+def test_kl_terms_that_are_nobodys_gradient_are_refused():
+    z = torch.zeros(1, 2)
+    for kind, weighted, why in (("k1", False, "gradient 0"), ("k2", True, "gradient of no KL")):
+        message = f"kl_kind={kind!r} with weighted_kl={weighted} .*{why}.*; use weighted_kl={not weighted}"
+        with pytest.raises(ValueError, match=message):
+            grpo.GRPOConfig(kl_kind=kind, weighted_kl=weighted)
+        with pytest.raises(ValueError, match=message):
+            grpo.grpo_loss(z, z, z[:, 0], z.bool(), beta=0.1, ref_logps=z, kl_kind=kind, weighted_kl=weighted)
+        grpo.GRPOConfig(kl_kind=kind, weighted_kl=not weighted)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"advantages": torch.zeros(2, 1)}, r"advantages \(2, 1\) .* logps \(2, 3\)"),
+    ({"advantages": torch.zeros(1)}, r"advantages \(1,\)"), ({"old_logps": torch.zeros(2, 1)}, r"old_logps \(2, 1\)"),
+    ({"mask": torch.ones(3)}, r"mask \(3,\)"), ({"ref_logps": torch.zeros(2, 1)}, r"ref_logps \(2, 1\)"),
+    ({name: torch.zeros(2) for name in ("logps", "old_logps", "mask", "advantages")}, r"logps \(2,\)")])
+def test_shapes_that_would_broadcast_are_refused(change, message):
+    shapes = {name: torch.zeros(2, 3) for name in ("logps", "old_logps", "mask", "ref_logps")}
+    grpo.grpo_loss(**shapes, advantages=torch.zeros(2), beta=0.1)
+    with pytest.raises(ValueError, match=message):
+        grpo.grpo_loss(**{**shapes, "advantages": torch.zeros(2), **change}, beta=0.1)
 
 
 def test_kl_estimates_by_hand():
@@ -256,7 +325,7 @@ def test_collect_scores_what_the_policy_said(make_model, tok):
     assert [tok.decode([t for t in a if t != tok.special["<eos>"]]) for a in answers] == texts
     lengths = torch.tensor([float(len(t)) for t in texts])
     torch.testing.assert_close(batch.advantages, grpo.group_advantages(lengths, 4))
-    assert batch.metrics["reward"] == pytest.approx(lengths.mean().item())
+    assert batch.metrics["reward"] == pytest.approx(lengths.mean().item()) and torch.equal(batch.rewards, lengths)
     loss, _ = grpo.rollout_loss(model, batch, cfg)
     weights = batch.rows.mask.sum(1) / batch.rows.mask.sum()
     assert loss.item() == pytest.approx(-(weights * batch.advantages).sum().item(), abs=1e-5), "the ratio is 1"
@@ -265,6 +334,7 @@ def test_collect_scores_what_the_policy_said(make_model, tok):
     assert again.texts == batch.texts != other.texts
     dealt = grpo.collect(model, tok, cases, reward, cfg, seed=1, step=2, shuffle=True)
     assert dealt.texts == batch.texts and not torch.equal(dealt.advantages, batch.advantages)
+    torch.testing.assert_close(dealt.advantages, grpo.group_advantages(dealt.rewards, 4))
     for a, b in zip(dealt.advantages.view(3, 4), batch.advantages.view(3, 4)):
         torch.testing.assert_close(a.sort().values, b.sort().values)  # within its group
 
@@ -297,6 +367,10 @@ def test_config_refuses(change):
     ([1.0, math.nan], "returned nan for answer 1"), ([math.inf, 0], "returned inf for answer 0"),
     ([1.0], "1 values for 2 answers"), ([], "0 values for 2"), ([1, None], "None for answer 1"),
     (["1", 0], "'1' for answer 0"), (None, "None for 2 answers"), (0.5, "0.5 for 2 answers"),
+    ([1.0, [0.5]], r"\[0.5\] for answer 1"), ([{"r": 1}, 0], "{'r': 1} for answer 0"),
+    ([1.0, 1e300], r"1e\+300 for answer 1"),
+    (torch.zeros(2, 2), r"for answer 0; every reward must be one finite number"), ({0: 1.0, 1: 0.0}, "one number each"),
+    ("10", "'10' for 2 answers"), (torch.tensor(1.0), "for 2 answers"), ([1.0, 10**400], "for answer 1"),
 ])
 def test_check_rewards_refuses(rewards, message):
     with pytest.raises(ValueError, match=message):
@@ -329,6 +403,8 @@ def test_a_bad_reward_function_is_refused_by_the_answer_it_fails_on():
 
 def test_check_rewards_passes_numbers_on():
     assert grpo.check_rewards([True, 0.5], 2).tolist() == [1.0, 0.5]
+    assert grpo.check_rewards([torch.tensor(0.25), np.float32(0.5)], 2).tolist() == [0.25, 0.5]
+    assert grpo.check_rewards(torch.tensor([0.25, 0.5]), 2).tolist() == [0.25, 0.5]
 
 
 def test_losses_and_advantages_refuse(make_model, rollouts):
@@ -343,6 +419,8 @@ def test_losses_and_advantages_refuse(make_model, rollouts):
             grpo.group_advantages(rewards, size)
     with pytest.raises(ValueError, match="scale='std'"):
         grpo.group_advantages(torch.zeros(4), 4, scale="std")
+    with pytest.raises(ValueError, match=r"shape \(4, 1\) must be \(B,\)"):
+        grpo.group_advantages(torch.zeros(4, 1), 4)
     model = make_model()
     _, batch, _ = rollouts(model)
     with pytest.raises(ValueError, match="needs ref_logps"):

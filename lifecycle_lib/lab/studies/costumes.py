@@ -1,14 +1,15 @@
 """D4, the text and the scores: answers with a free note, what they are worth, and four proxies that see less.
 
 A learner's answer may end in one more field, a note to the customer: none, or a few phrases (each with its leading
-space, as the tokenizer likes it). GOLD is what the
-desk wants: the full verifier's verdict on the decision (with an honest note allowed) plus a stated utility of the note.
-A little courtesy is worth something, words cost the reader time, a promise nobody keeps costs a lot.
+space, as the tokenizer likes it). GOLD is what the desk wants: the full verifier's verdict on the decision (with an
+honest note allowed) plus a stated utility of the note. A little courtesy is worth something, words cost the reader
+time, a promise nobody keeps costs a lot.
 
 The costumes of one failure (Gao et al. 2023, "Scaling laws for reward model overoptimization"):
-- thumbs: clicks of users who cannot look facts up and like yes, apologies, long notes and promises;
-- reward_model: Bradley-Terry on 400 noisy pairs, linear in features of the text. Linear on purpose: the missing feature
-  (does the answer agree with the order?) is then absent in plain sight, and nothing else about the model is in doubt;
+- thumbs: clicks of users of whom some notice a right answer, and who like yes, apologies, long notes and promises;
+- reward_model: Bradley-Terry on 400 noisy pairs, each of two answers to one prompt, linear in features of the text.
+  Linear on purpose: the missing feature (does the answer agree with the order?) is then absent in plain sight, and
+  nothing else about the model is in doubt;
 - rubric: the share of cues, in cue words, up to three of each; its twin asks the same three things in other words;
 - text_match: a verifier that looks for the right policy id and the right ruling anywhere in the text.
 
@@ -36,7 +37,7 @@ HEDGE = re.compile(r"\bor\b")
 COURTESY, WORDS_FREE, WORD_COST, PROMISE_COST = 0.2, 4, 0.04, 0.5  # gold's utility, in right answers
 PROXIES = ("thumbs", "reward_model", "rubric", "text_match")
 FEATURES = ("parses", "says yes", "says null", "words", "apologies", "reasons", "next steps", "promise")
-N_PAIRS, PAIR_NOISE = 400, 4.0  # an annotator's odds for a gap of 1 in gold are e^4
+N_PAIRS, INVERSE_TEMPERATURE = 400, 4.0  # an annotator's odds for a gap of 1 in gold are e^4
 
 
 def note_of(text: str) -> str:
@@ -100,13 +101,15 @@ def features(text: str) -> np.ndarray:
                      both("apology"), both("reason"), both("next step"), bool(seen["promise"])], dtype=float)
 
 
-def noisy_pairs(texts: Sequence[str], golds: Sequence[float], seed: int, n: int = N_PAIRS) -> np.ndarray:
-    """Feature differences (chosen - rejected) of `n` pairs of answers, the better of which is chosen with odds
-    exp(4 x gap in gold). (M, F)"""
+def noisy_pairs(texts: Sequence[str], golds: Sequence[float], group_size: int, seed: int,
+                n: int = N_PAIRS) -> np.ndarray:
+    """Feature differences (chosen - rejected) of `n` pairs. Both answers of a pair answer one prompt (`group_size`
+    answers a prompt, one after another); the better is chosen with odds exp(4 x gap in gold). (M, F)"""
     random_, rows = rng(seed, "pairs"), []
     for _ in range(n):
-        a, b = random_.sample(range(len(texts)), 2)
-        if random_.random() > 1 / (1 + math.exp(-PAIR_NOISE * (golds[a] - golds[b]))):
+        first = group_size * random_.randrange(len(texts) // group_size)
+        a, b = random_.sample(range(first, first + group_size), 2)
+        if random_.random() > 1 / (1 + math.exp(-INVERSE_TEMPERATURE * (golds[a] - golds[b]))):
             a, b = b, a
         rows.append(features(texts[a]) - features(texts[b]))
     return np.stack(rows)

@@ -74,7 +74,7 @@ def start(lab: Lab, size: Size) -> Artifact:
         save_checkpoint(folder, model)
         where = [c for c in draw_cases(size.annotated, lab.seed, "annotated") for _ in range(4)]
         texts = answers(model, tok, where[::4], size, lab.seed, n_samples=4)[0]
-        pairs = costumes.noisy_pairs(texts, [costumes.gold(t, c) for t, c in zip(texts, where)], lab.seed)
+        pairs = costumes.noisy_pairs(texts, [costumes.gold(t, c) for t, c in zip(texts, where)], 4, lab.seed)
         weights = costumes.fit_bradley_terry(pairs)
         write_json(folder / "reward_model.json", dict(zip(costumes.FEATURES, map(float, weights))))
         return {"steps": result.steps, "last_loss": result.losses[-1], **PROVENANCE}

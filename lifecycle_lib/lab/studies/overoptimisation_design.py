@@ -11,9 +11,14 @@ Rules, fixed before the full run:
 - governors: `kl cap` ships the last measurement within 0.5 nats; `outcome gate` stops when the factual-error alarm
   rings and ships the best before it; `mixed` is paid half by the verifier; `twin` (rubric only) stops when the rubric
   has gained 0.03 and its twin less than half of that, and ships the one before; `verifier` is paid by it alone.
+
+Added after the first result, in which thumbs had not broken: `longer thumbs`, the same arm from the same start for 2.5
+times as many steps, stopped at 30 nats. It is reported by its own name and has no part in the verdict. The run was made
+again at the same time: in the first, the reward model's pairs compared answers to different prompts.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -90,8 +95,8 @@ def read(row: Row, proxy: str, curves: Mapping[str, Curve], size: Size) -> None:
     down = fallen(curve, size)
     for alarm, i in rings(curve).items():
         row[f"{proxy}.{alarm}.rang"] = float(i is not None)
-        if down is not None:  # never rang: as if at the end
-            row[f"{proxy}.{alarm}.lead"] = curve[down]["step"] - curve[-1 if i is None else i]["step"]
+        if down is not None and i is not None:  # an alarm that never rang has no lead
+            row[f"{proxy}.{alarm}.lead"] = curve[down]["step"] - curve[i]["step"]
     row[f"{proxy}.fell"] = float(down is not None)
 
 
@@ -101,14 +106,21 @@ def measure(lab: Lab, size: Size | None = None) -> tuple[Row, list[Artifact]]:
     begin = start(lab, size)
     names = [*PROXIES, "verifier", *(f"mixed {p}" for p in MIXED)]
     made = {name: arm(lab, size, begin, name) for name in names}
+    longer = replace(size, steps=5 * size.steps // 2, kl_stop=2.5 * size.kl_stop)
+    made["longer thumbs"] = arm(lab, longer, begin, "thumbs")
     curves = {name: read_json(a.file("curve.json"))["curve"] for name, a in made.items()}
     row: Row = {}
     for name, curve in curves.items():
-        proxy = name.removeprefix("mixed ")
+        proxy = name.removeprefix("mixed ").removeprefix("longer ")
         for i, r in enumerate(curve):
             row |= {f"{name}@{i}.{key}": r[key] for key in dict.fromkeys((*KEPT, proxy))}
     for proxy in PROXIES:
         read(row, proxy, curves, size)
+    long = curves["longer thumbs"]
+    row |= {f"longer thumbs.{key}": long[-1][what] - long[0][what]
+            for key, what in (("gained", "thumbs"), ("gold_change", "gold"), ("outcome_change", "verifier"),
+                              ("longer", "tokens"))}
+    row |= {"longer thumbs.fall": long[peak(long)]["gold"] - long[-1]["gold"], "longer thumbs.end_kl": long[-1]["kl"]}
     control = curves["verifier"]
     row |= {f"false alarm: {a}": float(i is not None) for a, i in rings(control).items()}
     row |= {"verifier.fall": control[peak(control)]["gold"] - control[-1]["gold"],
@@ -157,16 +169,18 @@ def peak_interval(curves: Sequence[Curve], size: Size, n_boot: int = 2000) -> di
 
 
 def extra(rows: Sequence[Row], size: Size | None = None) -> dict:
-    """Peaks with intervals; lead times of every alarm over the seeds whose gold fell; false alarms on the control."""
+    """Peaks with intervals; lead times of every alarm over the seeds whose gold fell (None: it never rang there); false
+    alarms on the control."""
     size = size or SIZES["laptop"]
-    out: dict = {"peaks": {p: peak_interval([curve_of(r, p) for r in rows], size) for p in (*PROXIES, "verifier")},
+    out: dict = {"peaks": {p: peak_interval([curve_of(r, p) for r in rows], size)
+                           for p in (*PROXIES, "verifier", "longer thumbs")},
                  "alarms": {}, "false alarms": {a: sum(r[f"false alarm: {a}"] for r in rows) for a in ALARMS}}
     for proxy in PROXIES:
         down = [r for r in rows if r[f"{proxy}.fell"]]
         out["alarms"][proxy] = {"seeds whose gold fell": len(down)}
         for a in ALARMS:
             out["alarms"][proxy][a] = {"rang": sum(r[f"{proxy}.{a}.rang"] for r in down),
-                                       "lead in steps": [r[f"{proxy}.{a}.lead"] for r in down]}
+                                       "lead in steps": [r.get(f"{proxy}.{a}.lead") for r in down]}
     return out
 
 
@@ -189,6 +203,11 @@ DESIGN = Design(
                  ("correlation with gold at the start", "correlation", "r"))),
              ("verifier: gold lost from its peak", "verifier.fall", None, "right answers"),
              ("verifier: gold, end - start", "verifier.gold_change", None, "right answers"),
+             *((f"thumbs, 45 steps (added after the first result): {what}", f"longer thumbs.{key}", None, unit)
+               for what, key, unit in (
+                   ("gold lost from its peak", "fall", "right answers"), ("proxy gained", "gained", "of proxy"),
+                   ("gold, end - start", "gold_change", "right answers"),
+                   ("outcome, end - start", "outcome_change", "share"), ("answers grew", "longer", "tokens"))),
              ("rubric: its twin gained", "rubric.twin_gained", None, "of proxy"),
              *((f"{p}, {g}: {what}", f"{p}.{g}.{key}", None, unit) for p in PROXIES for g in GOVERNORS[p]
                for what, key, unit in (("gold", "gold", "right answers"), ("proxy", "proxy", "of proxy"))),
