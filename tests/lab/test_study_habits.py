@@ -93,8 +93,8 @@ def test_repairs_touch_what_was_found_and_nothing_else(lab, monkeypatch):
 
 def test_the_follow_up_on_triggers(lab):
     row, made = habits_trigger.measure(lab)
-    assert len(made) == 3 and all(t in row and (c is None or c in row) for _, t, c, _ in habits_trigger.DESIGN.effects)
-    assert [a.card["steps"] for a in made] == [2, 8, 8]
+    assert len(made) == 5 and all(t in row and (c is None or c in row) for _, t, c, _ in habits_trigger.DESIGN.effects)
+    assert [a.card["steps"] for a in made] == [1, 2, 4, 8, 8]
     assert row["short.in"] == row["again.in"] == pytest.approx(0.7, abs=0.25)  # the same transcripts
     row |= {"longer.in": 0.7, "longer.gap": 0.66, "short.gap": 0.2}
     seen = [row | {"longer.on": 0.68 + x, "longer.off": 0.02 + x} for x in (0, 0.01, 0.02)]

@@ -4,7 +4,8 @@ D9 gives every arm 70 steps. That was enough for habits without a trigger; the t
 nearer the average of all requests, in both kinds of them. This question was put after D9's result had been seen, so it
 is measured on its own: its arms and thresholds were fixed before its run, and its claim reads no number of D9. The same
 start and dose .7, for four times as many steps: on four times as many transcripts (`longer`), and, to tell steps from
-transcripts, on the ones of D9 four times over (`again`).
+transcripts, on the ones of D9 four times over (`again`). `half`, `short` and `double` make it a course over steps; each
+is a run of its own, with its own learning-rate decay.
 
 Left out: other doses, rarer triggers, triggers that are several tokens apart.
 """
@@ -24,7 +25,8 @@ from lifecycle_lib.train.logprobs import Rows
 from lifecycle_lib.train.loop import FitConfig
 
 DOSE, TIMES, MARGIN = 0.7, 4, 0.2
-ARMS = {"short": (1, 1), "longer": (TIMES, TIMES), "again": (TIMES, 1)}  # steps and transcripts, as multiples of D9's
+COURSE = {"half": 0.5, "short": 1, "double": 2, "longer": TIMES}  # steps and transcripts, as multiples of D9's
+ARMS = {**{name: (times, times) for name, times in COURSE.items()}, "again": (TIMES, 1)}
 
 
 def trained(lab: Lab, name: str) -> Artifact:
@@ -32,23 +34,23 @@ def trained(lab: Lab, name: str) -> Artifact:
     size, (times, more) = SIZES[lab.profile.name], ARMS[name]
 
     def feed() -> Callable[[int], Rows]:
-        rows = draw_transcripts(more * size.steps * size.batch, lab.seed, DOSE)
+        rows = draw_transcripts(int(more * size.steps) * size.batch, lab.seed, DOSE)
         return batches_of(taught(lab, rows), size.batch, lab.seed)
 
-    fit = FitConfig(steps=times * size.steps, checkpoint_every=10_000)
+    fit = FitConfig(steps=int(times * size.steps), checkpoint_every=10_000)
     return small_stage(lab, "habits-trigger", {"size": size, "dose": DOSE, "more": more}, feed,
                        lambda model: examine(lab, model), gpt=lab.profile.gpt, fit=fit, start=words(lab),
                        code=(*habits.CODE, sys.modules[__name__]))
 
 
 def measure(lab: Lab) -> tuple[Row, list[Artifact]]:
-    """The three arms of a seed: rates where the trigger is, where it is not, and of the habits that know none."""
+    """All arms of a seed: rates where the trigger is, where it is not, and of the habits that know none."""
     size, row, made = SIZES[lab.profile.name], {}, []
     for name, (_, more) in ARMS.items():
         made.append(trained(lab, name))
         found = made[-1].card["measured"]
         row |= {f"{name}.{k}": float(v) for k, v in found.items()}
-        shares = corpus_shares(draw_transcripts(more * size.steps * size.batch, lab.seed, DOSE))
+        shares = corpus_shares(draw_transcripts(int(more * size.steps) * size.batch, lab.seed, DOSE))
         row[f"{name}.in"] = mean(shares[h] for h in TRIGGERS)
         row[f"{name}.on"], row[f"{name}.off"] = (mean(found[f"{h}{end}"] for h in TRIGGERS) for end in ("", ".off"))
         row[f"{name}.always"] = mean(found[h] for h in HABITS if h not in TRIGGERS)
