@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,17 @@ from lifecycle_lib.desk.world import held_out, is_eligible
 from lifecycle_lib.judge.gates import GateRefused, decide
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies import erosion
-from lifecycle_lib.lab.studies.erosion import ARMS, DESIGN, SIZES, Arm, at_skill, erode, half_step
+from lifecycle_lib.lab.studies.erosion import (
+    ARMS,
+    DESIGN,
+    SIZES,
+    Arm,
+    at_skill,
+    erode,
+    exactly_equal_skill,
+    half_step,
+    interpolated,
+)
 from lifecycle_lib.lab.studies.small import batches_of
 from lifecycle_lib.lab.studies.small_desk import (
     answers,
@@ -69,6 +80,26 @@ def test_half_step_and_equal_skill_by_hand():
     assert curve[-1]["refusal"] != at_skill(curve, 0.7)["refusal"]
     with pytest.raises(ValueError, match="empty curve"):
         at_skill([], 0.5)
+
+
+def test_refusal_at_exactly_the_target_is_numpys_interpolation():
+    curve = [{"exact": e, "refusal": r} for e, r in ((0.0, 1.0), (0.3, 0.8), (0.7, 0.2), (0.4, 0.1))]
+    assert interpolated(curve, "refusal", 0.5) == pytest.approx(np.interp(0.5, [0.3, 0.7], [0.8, 0.2]))
+    assert interpolated(curve, "refusal", 0.9) is None
+    rows = [{"plain.curve": curve, **{f"{a}.curve": curve if a == "L2-SP" or i else curve[:1] for a in erosion.OTHERS}}
+            for i in range(3)]
+    found = exactly_equal_skill(rows)["interpolated"]
+    assert found["L2-SP"] == {"refusal - plain": [0, 0, 0], "n": 3} and found["replay 5 %"]["n"] == 2
+
+
+def test_a_gate_that_was_never_asked_about_an_eroded_model_has_no_share():
+    c = {"refusal_nats": 0.0, "over_refusal": 0.0, "ships": 1.0, "ships_best": 0.0}
+    kept = [{"step": s, "exact": s / 10, "refusal": 0.9, **c} for s in (0, 5, 9)]
+    gone = [*kept[:1], {**kept[1], "refusal": 0.4}, {**kept[2], "refusal": 0.0, "ships": 0.0}]
+    assert erosion._scores(kept, 0.5)["eroded"] == 0.0 and erosion._scores(gone, 0.5)["eroded"] == 1.0
+    assert erosion._scores(gone, 0.5)["ships_eroded"] == 0.5 and erosion._scores(gone, 0.5)["ships_best_eroded"] == 0.0
+    asked = [e for e in DESIGN.effects if "half the refusals gone" in e[0]]
+    assert len(asked) == 4 and all(len(e) == 5 and e[4][0].endswith(".eroded") for e in asked)
 
 
 def test_erode_measures_at_its_marks_and_equals_plain_adamw():
@@ -147,8 +178,8 @@ def test_design_measures_every_effect(tmp_path, monkeypatch):
     assert row == again and len(made) == 3 and row["LoRA r=1.detached"] == row["start.refusal"]
     for name in few:
         assert {f"{name}.{k}" for k in ("refusal", "head_start", "ships", "curve")} <= set(row)
-    for _, treatment, control, _ in DESIGN.effects:
-        for key in (treatment, control):
+    for _, treatment, control, _, *only in DESIGN.effects:
+        for key in (treatment, control, *(only[0] if only else ())):
             assert key is None or key.split(".")[0] not in {*few, "start"} or key in row
     named = {name for name, *_ in DESIGN.effects}
     assert len(named) == len(DESIGN.effects) and {n for n, _ in DESIGN.also} <= named
