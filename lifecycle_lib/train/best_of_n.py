@@ -4,7 +4,7 @@ Best-of-n draws n answers and keeps the one a proxy scores highest. Its expected
 without bias from one pool of N answers a prompt (the order-statistic form that pass@k takes for a 0/1 score, Chen et
 al. 2021): the answer of rank i wins among n of N with probability C(i - 1, n - 1) / C(N, n). Equal proxies share.
 Its distance from the policy is log n - (n - 1)/n (Stiennon et al. 2020, appendix G.3): exact when no two answers tie,
-an upper bound otherwise (Beirami et al. 2024).
+an upper bound otherwise (Beirami et al. 2024), and a loose one where a proxy has few levels: `pool_kl`.
 
 SFT on winners is rejection sampling (RFT, Yuan et al. 2023); again from the model it made, expert iteration (Anthony
 et al. 2017). Left out: ranking by anything but the reward, deduplication of winners.
@@ -23,7 +23,7 @@ from lifecycle_lib.train.grpo import GRPOConfig, RewardFn, collect
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL(best-of-n || policy) in nats: log n - (n - 1)/n. Raises ValueError for n < 1."""
+    """KL(best-of-n || policy) in nats if no two answers tie: log n - (n - 1)/n. Raises ValueError for n < 1."""
     if n < 1:
         raise ValueError(f"n={n}: best-of-n draws at least 1 answer")
     return math.log(n) - (n - 1) / n
@@ -48,6 +48,22 @@ def best_of_n(proxy: np.ndarray, score: np.ndarray, n: int) -> np.ndarray:
         _, group = np.unique(p[order], return_inverse=True)
         shared = np.bincount(group, wins) / np.bincount(group)  # tied answers are picked equally often
         out[row] = (shared[group] * s[order]).sum()
+    return out
+
+
+def pool_kl(proxy: np.ndarray, n: int) -> np.ndarray:
+    """KL(best-of-n || policy) in nats of each prompt, ties and all, the policy taken to be the pool: (P, N) -> (P,).
+
+    Answers a proxy cannot tell apart are picked in proportion, so that only its levels count: a level of share q whose
+    betters have share b wins with p = (1 - b)^n - (1 - b - q)^n, and KL = sum p log(p/q). For a proxy of 0 and 1 it
+    grows to -log(share paid) and no further. Never above best_of_n_kl(n). Raises ValueError for n < 1."""
+    best_of_n_kl(n)
+    out = np.zeros(len(proxy))
+    for i, row in enumerate(np.asarray(proxy, dtype=float)):
+        q = np.unique(row, return_counts=True)[1] / len(row)  # lowest level first
+        reached = q.cumsum()
+        p = reached**n - np.maximum(0.0, reached - q) ** n
+        out[i] = (p * np.log(np.maximum(p, 1e-300) / q)).sum()
     return out
 
 

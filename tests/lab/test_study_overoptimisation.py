@@ -161,7 +161,7 @@ def test_smoke_run_has_every_number_and_is_stored(tmp_path):
     again, _ = design.measure(lab)
     assert again == row
     out = design.extra([row, row], study.SIZES["smoke"])
-    assert set(out["peaks"]) == {*costumes.PROXIES, "verifier", "longer thumbs"} and out["peaks"]["thumbs"]["kl"] >= 0
+    assert set(out["peaks"]) == {*costumes.PROXIES, "verifier", *design.ADDED} and out["peaks"]["thumbs"]["kl"] >= 0
 
 
 def test_an_arm_stops_when_it_has_gone_far_enough(tmp_path):

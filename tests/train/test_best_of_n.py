@@ -56,6 +56,27 @@ def test_kl_is_that_of_the_maximum_of_n_uniforms():
     assert bon.best_of_n_kl(64) == pytest.approx(math.log(64) - 63 / 64)
 
 
+def test_kl_of_a_pool_with_ties():
+    """Oracle: scipy on the two-level distribution; drawn best-of-3 for a proxy of three levels."""
+    paid = np.array([[1.0] * 9 + [0.0], [1.0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
+    for n in (1, 4, 64):
+        win = 1 - np.array([0.1, 0.9]) ** n
+        want = [entropy([w, 1 - w], [q, 1 - q]) for w, q in zip(win, (0.9, 0.1))]
+        assert bon.pool_kl(paid, n) == pytest.approx(want, abs=1e-12)
+    assert bon.pool_kl(paid, 10**4) == pytest.approx([-math.log(0.9), -math.log(0.1)])
+    assert bon.best_of_n_kl(64) > 10 * bon.pool_kl(paid, 64)[0], "the bound says little about a proxy that ties"
+    distinct = np.arange(2000.0)[None]
+    assert bon.pool_kl(distinct, 16)[0] == pytest.approx(bon.best_of_n_kl(16), abs=0.02)
+    levels = np.array([0.0, 0, 0, 1, 1, 2])
+    random = np.random.default_rng(0)
+    top = random.choice(levels, (200_000, 3)).max(1)
+    drawn = [np.mean(top == v) for v in (0, 1, 2)]
+    assert bon.pool_kl(levels[None], 3)[0] == pytest.approx(entropy(drawn, [3 / 6, 2 / 6, 1 / 6]), abs=0.01)
+    assert np.all(bon.pool_kl(random.normal(size=(3, 40)), 8) <= bon.best_of_n_kl(8))
+    with pytest.raises(ValueError, match="n=0"):
+        bon.pool_kl(paid, 0)
+
+
 @pytest.mark.parametrize(("proxy", "score", "n", "message"), [
     ([[1.0, 2.0]], [[1.0]], 1, "must both be"), ([1.0, 2.0], [1.0, 2.0], 1, "must both be"),
     ([[1.0, 2.0]], [[1.0, 2.0]], 3, "n=3 of a pool of 2"), ([[1.0, 2.0]], [[1.0, 2.0]], 0, "n=0"),

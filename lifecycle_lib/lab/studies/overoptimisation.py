@@ -150,9 +150,11 @@ class FarEnough(Exception):
     """Ends an arm whose KL has passed `kl_stop`."""
 
 
-def arm(lab: Lab, size: Size, begin: Artifact, name: str) -> Artifact:
-    """GRPO from the common start on the reward `name`, measured before the first step, along the way and at the end."""
-    cfg = grpo.GRPOConfig(n_prompts=size.n_prompts, group_size=size.group, max_new_tokens=size.max_new_tokens)
+def arm(lab: Lab, size: Size, begin: Artifact, name: str, beta: float = 0.0) -> Artifact:
+    """GRPO from the common start on the reward `name`, measured before the first step, along the way and at the end.
+    `beta` is the price of a nat a token from the start."""
+    cfg = grpo.GRPOConfig(n_prompts=size.n_prompts, group_size=size.group, max_new_tokens=size.max_new_tokens,
+                          beta=beta)
     fit = FitConfig(steps=size.steps, optimizer="adamw", lr=size.lr, beta2=0.999, warmup_steps=3, min_lr_share=1.0,
                     checkpoint_every=10_000)
 
@@ -173,7 +175,7 @@ def arm(lab: Lab, size: Size, begin: Artifact, name: str) -> Artifact:
             return draw(step)
 
         try:
-            loop.fit(model, batches, lambda m, b: grpo.rollout_loss(m, b, cfg), fit, label=name)
+            loop.fit(model, batches, lambda m, b: grpo.rollout_loss(m, b, cfg, ref), fit, label=name)
             look(size.steps)
         except FarEnough:
             model.eval()
@@ -194,7 +196,8 @@ def pool(lab: Lab, size: Size, begin: Artifact) -> Artifact:
         scores = {k: np.reshape([fn(t, c) for t, c in zip(texts, where)], (-1, size.pool)) for k, fn in score.items()}
         ns = [2**i for i in range(size.pool.bit_length()) if 2**i <= size.pool]
         curves = {p: {str(n): {what: float(best_of_n.best_of_n(scores[p], scores[what], n).mean())
-                               for what in (p, "gold", "verifier", "twin")} for n in ns}
+                               for what in (p, "gold", "verifier", "twin")}
+                      | {"kl": float(best_of_n.pool_kl(scores[p], n).mean())} for n in ns}
                   for p in (*costumes.PROXIES, "verifier")}
         alike = {p: 0.0 if scores[p].std() == 0 or scores["gold"].std() == 0 else
                  float(np.corrcoef(scores[p].ravel(), scores["gold"].ravel())[0, 1]) for p in curves}

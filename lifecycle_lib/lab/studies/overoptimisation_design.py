@@ -12,9 +12,10 @@ Rules, fixed before the full run:
   rings and ships the best before it; `mixed` is paid half by the verifier; `twin` (rubric only) stops when the rubric
   has gained 0.03 and its twin less than half of that, and ships the one before; `verifier` is paid by it alone.
 
-Added after the first result, in which thumbs had not broken: `longer thumbs`, the same arm from the same start for 2.5
-times as many steps, stopped at 30 nats. It is reported by its own name and has no part in the verdict. The run was made
-again at the same time: in the first, the reward model's pairs compared answers to different prompts.
+Added after the first result, reported by name and without a part in the verdict: `longer thumbs`, the same arm from the
+same start for 2.5 times as many steps, stopped at 30 nats (thumbs had not broken); `kl BETA reward_model`, the reward
+model's arm with a KL term in the loss; KL of best-of-n with its ties. The whole run was made again at the same time: in
+the first, the reward model's pairs compared answers to different prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ ALARMS = ("length", "kl", "factual error", "diversity")
 KEPT = ("step", "kl", "gold", "holdout.gold", "verifier", "tokens", "entropy", "twin")  # of every measurement
 NAMED = ("thumbs", "reward_model", "rubric")  # the claim is about these; text_match is reported beside them
 MIXED = ("thumbs", "reward_model")
+BETAS = (0.1, 0.5)
+ADDED = {"longer thumbs": "thumbs, 45 steps"} | {f"kl {b} reward_model": f"reward_model, beta {b}" for b in BETAS}
 Curve = Sequence[Mapping[str, float]]
 
 
@@ -80,14 +83,20 @@ def shipped(curve: Curve, proxy: str) -> dict[str, int]:
     return out | ({"twin": len(curve) - 1 if twin is None else max(0, twin - 1)} if proxy == "rubric" else {})
 
 
+def change(curve: Curve, proxy: str) -> dict[str, float]:
+    """What a whole arm did, end against start, and gold lost from its peak."""
+    begin, top, end = curve[0], curve[peak(curve)], curve[-1]
+    ends = {"gained": proxy, "gold_change": "gold", "outcome_change": "verifier", "twin_gained": "twin",
+            "longer": "tokens"}
+    return {"peak_kl": top["kl"], "end_kl": end["kl"], "fall": top["gold"] - end["gold"],
+            **{name: end[key] - begin[key] for name, key in ends.items()}}
+
+
 def read(row: Row, proxy: str, curves: Mapping[str, Curve], size: Size) -> None:
     """Add one costume's peak, fall, governors and lead times to the row."""
     curve = curves[proxy]
-    begin, top, end = curve[0], curve[peak(curve)], curve[-1]
-    row |= {f"{proxy}.peak_kl": top["kl"], f"{proxy}.gained": end[proxy] - begin[proxy],
-            f"{proxy}.gold_change": end["gold"] - begin["gold"], f"{proxy}.fall": top["gold"] - end["gold"],
-            f"{proxy}.twin_gained": end["twin"] - begin["twin"],
-            f"{proxy}.outcome_change": end["verifier"] - begin["verifier"], f"{proxy}.end_kl": end["kl"]}
+    begin = curve[0]
+    row |= {f"{proxy}.{key}": value for key, value in change(curve, proxy).items()}
     at = {name: curve[i] for name, i in shipped(curve, proxy).items()}
     at |= {"mixed": curves[f"mixed {proxy}"][-1]} if f"mixed {proxy}" in curves else {}
     for name, r in (at | {"verifier": curves["verifier"][-1]}).items():
@@ -108,19 +117,17 @@ def measure(lab: Lab, size: Size | None = None) -> tuple[Row, list[Artifact]]:
     made = {name: arm(lab, size, begin, name) for name in names}
     longer = replace(size, steps=5 * size.steps // 2, kl_stop=2.5 * size.kl_stop)
     made["longer thumbs"] = arm(lab, longer, begin, "thumbs")
+    made |= {f"kl {beta} reward_model": arm(lab, size, begin, "reward_model", beta) for beta in BETAS}
     curves = {name: read_json(a.file("curve.json"))["curve"] for name, a in made.items()}
     row: Row = {}
     for name, curve in curves.items():
-        proxy = name.removeprefix("mixed ").removeprefix("longer ")
+        proxy = name.split()[-1]
         for i, r in enumerate(curve):
             row |= {f"{name}@{i}.{key}": r[key] for key in dict.fromkeys((*KEPT, proxy))}
     for proxy in PROXIES:
         read(row, proxy, curves, size)
-    long = curves["longer thumbs"]
-    row |= {f"longer thumbs.{key}": long[-1][what] - long[0][what]
-            for key, what in (("gained", "thumbs"), ("gold_change", "gold"), ("outcome_change", "verifier"),
-                              ("longer", "tokens"))}
-    row |= {"longer thumbs.fall": long[peak(long)]["gold"] - long[-1]["gold"], "longer thumbs.end_kl": long[-1]["kl"]}
+    for name in ADDED:
+        row |= {f"{name}.{key}": value for key, value in change(curves[name], name.split()[-1]).items()}
     control = curves["verifier"]
     row |= {f"false alarm: {a}": float(i is not None) for a, i in rings(control).items()}
     row |= {"verifier.fall": control[peak(control)]["gold"] - control[-1]["gold"],
@@ -160,12 +167,13 @@ def on_grid(curves: Sequence[Curve], size: Size, points: int = 60) -> tuple[np.n
 
 
 def peak_interval(curves: Sequence[Curve], size: Size, n_boot: int = 2000) -> dict[str, float]:
-    """KL at the peak of mean gold, with a 95 % bootstrap interval over seeds."""
+    """KL at the peak of mean gold, with a 95 % bootstrap interval over seeds. `end` is how far every seed went: a peak
+    there is none that was reached."""
     grid, gold = on_grid(curves, size)
     random = np.random.default_rng(0)
     drawn = gold[random.integers(0, len(gold), (n_boot, len(gold)))].mean(1).argmax(1)
     low, high = np.percentile(grid[drawn], [2.5, 97.5])
-    return {"kl": float(grid[gold.mean(0).argmax()]), "low": float(low), "high": float(high)}
+    return {"kl": float(grid[gold.mean(0).argmax()]), "low": float(low), "high": float(high), "end": float(grid[-1])}
 
 
 def extra(rows: Sequence[Row], size: Size | None = None) -> dict:
@@ -173,7 +181,7 @@ def extra(rows: Sequence[Row], size: Size | None = None) -> dict:
     alarms on the control."""
     size = size or SIZES["laptop"]
     out: dict = {"peaks": {p: peak_interval([curve_of(r, p) for r in rows], size)
-                           for p in (*PROXIES, "verifier", "longer thumbs")},
+                           for p in (*PROXIES, "verifier", *ADDED)},
                  "alarms": {}, "false alarms": {a: sum(r[f"false alarm: {a}"] for r in rows) for a in ALARMS}}
     for proxy in PROXIES:
         down = [r for r in rows if r[f"{proxy}.fell"]]
@@ -203,10 +211,10 @@ DESIGN = Design(
                  ("correlation with gold at the start", "correlation", "r"))),
              ("verifier: gold lost from its peak", "verifier.fall", None, "right answers"),
              ("verifier: gold, end - start", "verifier.gold_change", None, "right answers"),
-             *((f"thumbs, 45 steps (added after the first result): {what}", f"longer thumbs.{key}", None, unit)
-               for what, key, unit in (
+             *((f"{label} (added after the first result): {what}", f"{name}.{key}", None, unit)
+               for name, label in ADDED.items() for what, key, unit in (
                    ("gold lost from its peak", "fall", "right answers"), ("proxy gained", "gained", "of proxy"),
-                   ("gold, end - start", "gold_change", "right answers"),
+                   ("gold, end - start", "gold_change", "right answers"), ("KL at the end", "end_kl", "nats"),
                    ("outcome, end - start", "outcome_change", "share"), ("answers grew", "longer", "tokens"))),
              ("rubric: its twin gained", "rubric.twin_gained", None, "of proxy"),
              *((f"{p}, {g}: {what}", f"{p}.{g}.{key}", None, unit) for p in PROXIES for g in GOVERNORS[p]
