@@ -48,14 +48,45 @@ def test_an_untrained_policy_has_spent_no_kl(lab):
     assert bench.answers(moved)[1] > 0.1
 
 
-def test_the_run_read_at_a_matched_claim_is_a_run_cut_short(lab):
+def test_the_run_ended_at_a_matched_claim_is_a_run_cut_short(lab):
     bench = study.Bench(lab)
-    probe = study.ForkProbe(bench)
-    start = probe(bench.reference)
-    _, never = study.matched(bench, probe, 1e-3, 3, target=-1.0)
-    model, at_once = study.matched(bench, probe, 1e-3, 3, target=start)
+    probe = study.TailProbe(bench)
+    start = float(probe(bench.reference)[0])
+    late, never = study.matched(bench, probe, 1e-3, 3, target=-1e9)
+    early, at_once = study.matched(bench, probe, 1e-3, 3, target=start)
     assert (never["reached"], never["steps"], at_once["reached"], at_once["steps"]) == (False, 3, True, 0)
-    assert probe(model) == pytest.approx(start, abs=1e-7), "read before its first step: the model has not moved"
+    untouched = study.after(bench, probe, early)
+    assert untouched["fork"] == start and untouched["moved"] == 0, "ended before its first step"
+    assert study.after(bench, probe, late)["moved"] > 0
+
+
+def test_the_tail_probe_is_the_log_odds_of_the_tokens_after_the_fork(lab):
+    bench = study.Bench(lab)
+    (prompt, chosen, rejected), *_ = study.dpo.encode_pairs(
+        bench.tok, study.dpo.make_pairs(draw_cases(study.N_PROBE, lab.seed, "dpo probe")))
+    probe = study.TailProbe(bench)
+    probe.rows, probe.forks = pad_rows([prompt], [rejected], bench.pad), probe.forks[:1]
+    p = bench.reference(torch.tensor([prompt + rejected]))[0].softmax(-1)
+    tail = [torch.logit(p[len(prompt) + i - 1, rejected[i]].double()) for i in range(probe.forks[0], len(rejected))]
+    assert chosen[:probe.forks[0]] == rejected[:probe.forks[0]]
+    torch.testing.assert_close(probe(bench.reference), torch.stack(tail).float(), atol=1e-3, rtol=1e-3)
+
+
+def test_where_noisy_votes_let_dpo_rest():
+    """Found again by minimising the expected loss of one pair: the odds of the reference fall by e^d."""
+    from scipy.optimize import minimize_scalar
+
+    said, share, beta = 0.3, 0.4, 0.5
+
+    def expected(d: float, smoothing: float) -> float:
+        of = lambda x: float(study.preferences.smoothed_loss(torch.tensor([x]).double(), beta, smoothing))  # noqa: E731
+        return (1 - share) * of(d) + share * of(-d)
+
+    for smoothing, wrong in ((0.0, share), (share, 2 * share * (1 - share))):
+        d = minimize_scalar(expected, args=(smoothing,), bounds=(-5, 5), method="bounded").x
+        left = float(torch.sigmoid(torch.logit(torch.tensor(said)) - d))
+        assert study.at_rest(said, wrong, beta) == pytest.approx(left, abs=1e-3)
+    assert study.at_rest(said, 0.5, beta) == pytest.approx(said), "votes that say nothing move nothing"
 
 
 def test_all_designs_end_to_end(lab, monkeypatch):
@@ -66,6 +97,8 @@ def test_all_designs_end_to_end(lab, monkeypatch):
     for design in (study.KIN_DESIGN, study.NOISE_DESIGN, study.ADAM_DESIGN):
         row, made = design.measure(lab)
         effects, verdict = summarise(design, [row, row])
-        assert len(effects) == len(design.effects) and verdict in ("supported", "refuted", "inconclusive")
+        told = [e[0] for e in design.effects if len(e) < 5 or all(row[key] == 1 for key in e[4])]
+        assert [e["name"] for e in effects] == told and verdict in ("supported", "refuted", "inconclusive")
         assert all(a.card for a in made)
     assert design.measure(lab)[0] == row, "from the store"
+    assert row["adam_0.0001.reached"] == 0 and verdict == "inconclusive", "nobody got there: nothing is decided"

@@ -1,10 +1,14 @@
 """Preferences: three recorded experiments on the chain's SFT checkpoints, all from the same pairs.
 
+Nothing was tuned arm by arm: every pairwise loss trains with the chain's own DPO settings (SGD).
+
 - preference_kin: DPO, IPO, KTO, ORPO, SFT on the chosen answers, a reward model with REINFORCE and a KL leash, best of
-  four by that reward model: claims left, exact pass, KL spent, CPU seconds.
-- label_noise: a share of the pairs turned round; DPO against robust DPO, which is told the share.
-- dpo_adam: AdamW at two rates against SGD, each AdamW run read where its claim is as unlikely as SGD's: does the
-  format pay?
+  four by that reward model: claims left, exact pass, KL spent (of best of four an upper bound), CPU seconds. The reward
+  model's road runs under AdamW, the others under SGD.
+- label_noise: a share e of the pairs turned round. DPO, cDPO and robust DPO, which are told the share; and, because the
+  mean gradient shrinks to 1 - 2e of itself, plain DPO at the rate over 1 - 2e: is robust DPO more than a longer step?
+- dpo_adam: AdamW at two rates against SGD, each AdamW run ended where its claim is as unlikely as SGD's: does the
+  format pay? And the two roads with their optimisers exchanged: the reward model's under SGD, DPO under its AdamW.
 
 Every arm answers the same frozen cases once at temperature 1. `said` counts answers that mention the label at all, also
 in JSON that no parser accepts: a claim that is never closed is not a claim removed. `kl` is the mean log-ratio of the
@@ -13,10 +17,10 @@ sampled answers to the SFT checkpoint, in nats an answer.
 Left out: other habits than the invented label, pairs voted on by people.
 """
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -30,7 +34,7 @@ from lifecycle_lib.lab.design import Design, Row
 from lifecycle_lib.lab.stages import TRAIN, Lab
 from lifecycle_lib.model import sampling
 from lifecycle_lib.model.gpt import GPT
-from lifecycle_lib.model.sampling import generate, left_pad
+from lifecycle_lib.model.sampling import generate
 from lifecycle_lib.train import dpo, grpo, preferences, reinforce, reward_model
 from lifecycle_lib.train.best_of_n import best_of_n_kl
 from lifecycle_lib.train.logprobs import answer_loss, pad_rows, sum_logps
@@ -90,10 +94,11 @@ class Bench:
         self.made.append(artifact)
         return {f"{name}.{key}": float(value) for key, value in artifact.card["measured"].items()}
 
-    def tuned(self, name: str, loss_fn: LossFn, pairs: Sequence[dict], beta: float, **config: object) -> Row:
-        """An arm that trains on pairs with the chain's own DPO settings (SGD), and how far the two answers of the last
-        five batches have moved from the reference, in nats."""
-        cfg = self.lab.profile.dpo
+    def tuned(self, name: str, loss_fn: LossFn, pairs: Sequence[dict], beta: float, faster: float = 1.0,
+              **config: object) -> Row:
+        """An arm that trains on pairs with the chain's own DPO settings (SGD), its rate times `faster`, and how far the
+        two answers of the last five batches have moved from the reference, in nats."""
+        cfg = replace(self.lab.profile.dpo, lr=faster * self.lab.profile.dpo.lr, checkpoint_every=10_000)
 
         def make() -> tuple[GPT, dict]:
             model = self.lab.load(self.sft)
@@ -130,14 +135,14 @@ def judged(bench: Bench) -> tuple[reward_model.RewardModel, dict]:
     return model, {"rm_accuracy": float((chosen > rejected).float().mean())}
 
 
-def against_reward_model(bench: Bench) -> tuple[GPT, dict]:
+def against_reward_model(bench: Bench, rl_fit: FitConfig) -> tuple[GPT, dict]:
     """Reward model, then REINFORCE with the leash: both are in the bill."""
     lab = bench.lab
     judge, extra = judged(bench)
     model = lab.load(bench.sft)
     reward = lambda texts, where: judge.score(bench.tok, [c.prompt for c in where], texts).tolist()  # noqa: E731
     feed = grpo.grpo_batches(model, bench.tok, draw_cases(lab.profile.n_pairs, lab.seed, "dpo"), reward, RL, lab.seed)
-    history = fit(model, feed, reinforce.reinforce_kl(bench.reference, RL), RL_FIT, label="REINFORCE").history
+    history = fit(model, feed, reinforce.reinforce_kl(bench.reference, RL), rl_fit, label="REINFORCE").history
     return model, extra | {"proxy_change": history[-1]["reward"] - history[0]["reward"]}
 
 
@@ -157,79 +162,116 @@ def kin(lab: Lab) -> tuple[Row, list[Artifact]]:
         loss = preferences.kin_loss(kind, beta, reference=bench.reference)
         row |= bench.tuned(kind, loss, bench.pairs, beta=beta)
     row |= bench.tuned("sft_chosen", chosen_loss, bench.pairs, beta=1.0)
-    row |= bench.arm("rm_rl", {"rm": RM_FIT, "rl": RL, "fit": RL_FIT}, lambda: against_reward_model(bench))
+    row |= bench.arm("rm_rl", {"rm": RM_FIT, "rl": RL, "fit": RL_FIT}, lambda: against_reward_model(bench, RL_FIT))
     return row | bench.arm("best_of", {"rm": RM_FIT, "n": BEST_OF}, lambda: best_by_reward_model(bench)), bench.made
 
 
 # ---- label_noise -------------------------------------------------------------------------------------------
 
+def at_rest(said: float, share: float, beta: float) -> float:
+    """Where DPO stops when `share` of the labels is wrong, as a share of answers that say the label: beta d is then the
+    votes' log-odds ln((1 - share) / share), and the reference's odds fall by e^d."""
+    odds = said / (1 - said) * (share / (1 - share)) ** (1 / beta)
+    return odds / (1 + odds)
+
+
 def noise(lab: Lab) -> tuple[Row, list[Artifact]]:
     bench, beta = Bench(lab), KIN["dpo"]
     row = bench.arm("sft", {}, lambda: (lab.load(bench.sft), {}))
-    row |= bench.tuned("dpo", preferences.kin_loss("dpo", beta, reference=bench.reference), bench.pairs, beta=beta)
+    row |= bench.tuned("dpo", preferences.kin_loss("dpo", beta), bench.pairs, beta=beta)
     for share in NOISE:
-        pairs = preferences.with_label_noise(bench.pairs, share, lab.seed)
-        for kind in ("dpo", "robust"):
+        pairs, tag = preferences.with_label_noise(bench.pairs, share, lab.seed), round(100 * share)
+        for name, kind in (("dpo", "dpo"), ("scaled", "dpo"), ("robust", "robust"), ("cdpo", "cdpo")):
             loss = preferences.kin_loss(kind, beta, smoothing=share)
-            row |= bench.tuned(f"{kind}_{round(100 * share)}", loss, pairs, beta=beta, share=share)
+            row |= bench.tuned(f"{name}_{tag}", loss, pairs, beta, 1 / (1 - 2 * share) if name == "scaled" else 1.0,
+                               share=share)
+        row[f"dpo_{tag}.rest"] = at_rest(row["sft.said"], share, beta)
+        row[f"cdpo_{tag}.rest"] = at_rest(row["sft.said"], 2 * share * (1 - share), beta)  # smoothed once more
     return row, bench.made
 
 
 # ---- dpo_adam ----------------------------------------------------------------------------------------------
 
-class ForkProbe:
-    """Mean probability of going on to the claim where a good answer closes, over cases that no arm trains on."""
+class TailProbe:
+    """Log-odds of the rejected answers' tokens from the fork on, over cases that no arm trains on. (K,)"""
 
     def __init__(self, bench: Bench) -> None:
         probe = dpo.encode_pairs(bench.tok, dpo.make_pairs(draw_cases(N_PROBE, bench.lab.seed, "dpo probe")))
-        forks = [next(i for i, (a, b) in enumerate(zip(c, r)) if a != b) for _, c, r in probe]
-        ids, mask = left_pad([p + c[:f] for (p, c, _), f in zip(probe, forks)], bench.pad)
-        self.ids, self.mask = ids.to(bench.lab.device), mask.to(bench.lab.device)
-        self.claim = torch.tensor([r[f] for (_, _, r), f in zip(probe, forks)], device=bench.lab.device)
+        self.forks = [next(i for i, (a, b) in enumerate(zip(c, r)) if a != b) for _, c, r in probe]
+        self.rows = pad_rows([p for p, _, _ in probe], [r for _, _, r in probe], bench.pad).to(bench.lab.device)
 
     @torch.no_grad()
-    def __call__(self, model: GPT) -> float:
-        p = model(self.ids, self.mask)[:, -1].softmax(-1)
-        return float(p.gather(1, self.claim[:, None]).mean())
+    def __call__(self, model: GPT) -> torch.Tensor:
+        logits, target = model(self.rows.ids[:, :-1]), self.rows.ids[:, 1:, None]
+        odds = (logits.gather(-1, target) - logits.scatter(-1, target, -torch.inf).logsumexp(-1, keepdim=True))[..., 0]
+        each = [row[kept][fork:] for row, kept, fork in zip(odds, self.rows.mask[:, 1:], self.forks)]
+        return torch.stack([row[:min(map(len, each))] for row in each]).mean(0)
 
 
-def matched(bench: Bench, probe: ForkProbe, rate: float, steps: int, target: float) -> tuple[GPT, dict]:
-    """AdamW at `rate`, read at the first step whose claim is no likelier than `target`; `reached` 0: it never was."""
-    model, draw = bench.lab.load(bench.sft), bench.batches(bench.pairs)
-    found: list[tuple[int, dict]] = []
+class Reached(Exception):
+    """The claim is as unlikely as the target."""
+
+
+def matched(bench: Bench, probe: TailProbe, rate: float, steps: int, target: float) -> tuple[GPT, dict]:
+    """AdamW at `rate`, ended at the first step whose claim is no likelier than `target` (log-odds at the fork);
+    `reached` 0: it never was, and the model is that of the last step."""
+    model, draw, taken = bench.lab.load(bench.sft), bench.batches(bench.pairs), steps
 
     def batches(step: int) -> dpo.PairBatch:
-        if not found and probe(model) <= target:
-            found.append((step, copy.deepcopy(model.state_dict())))
+        nonlocal taken
+        if probe(model)[0] <= target:
+            taken = step
+            raise Reached
         return draw(step)
 
     cfg = FitConfig(steps=steps, optimizer="adamw", lr=rate, beta2=0.999, warmup_steps=5, checkpoint_every=10_000)
-    fit(model, batches, preferences.kin_loss("dpo", KIN["dpo"]), cfg, label=f"AdamW {rate}")
-    if found:
-        model.load_state_dict(found[0][1])
-    return model, {"steps": found[0][0] if found else steps, "reached": bool(found), "fork": probe(model)}
+    try:
+        fit(model, batches, preferences.kin_loss("dpo", KIN["dpo"]), cfg, label=f"AdamW {rate}")
+    except Reached:
+        pass
+    return model, {"steps": taken, "reached": taken < steps}
+
+
+def after(bench: Bench, probe: TailProbe, model: GPT) -> dict:
+    """What `probe` says of a trained model: log-odds at the fork, how far each later token of the rejected answer fell,
+    whether the least certain of them fell most; and how far the weights moved, as a share of their norm."""
+    start, end = probe(bench.reference), probe(model)
+    fell = (start - end)[1:]
+    old, new = (torch.cat([w.detach().flatten() for w in m.parameters()]) for m in (bench.reference, model))
+    return {"fork": float(end[0]), "moved": float((new - old).norm() / old.norm()),
+            "weakest_fell_most": float(fell.argmax() == start[1:].argmin()),
+            **{f"tail_{i}": float(x) for i, x in enumerate(start)},
+            **{f"fell_{i}": float(x) for i, x in enumerate(fell, 1)}}
 
 
 def adam(lab: Lab) -> tuple[Row, list[Artifact]]:
     bench = Bench(lab)
-    probe, loss = ForkProbe(bench), preferences.kin_loss("dpo", KIN["dpo"])
+    probe, loss = TailProbe(bench), preferences.kin_loss("dpo", KIN["dpo"])
+    slow = replace(lab.profile.dpo, steps=RL_FIT.steps, checkpoint_every=10_000)
 
-    def sgd() -> tuple[GPT, dict]:
+    def plain(cfg: FitConfig) -> tuple[GPT, dict]:
         model = lab.load(bench.sft)
-        fit(model, bench.batches(bench.pairs), loss, lab.profile.dpo, label="SGD")
-        return model, {"fork": probe(model)}
+        fit(model, bench.batches(bench.pairs), loss, cfg, label=cfg.optimizer)
+        return model, after(bench, probe, model)
 
-    row = bench.arm("sft", {}, lambda: (lab.load(bench.sft), {})) | bench.arm("sgd", {"fit": lab.profile.dpo}, sgd)
-    target = row["sgd.fork"]
+    def adamw(rate: str, steps: int) -> tuple[GPT, dict]:
+        model, extra = matched(bench, probe, float(rate), steps, row["sgd.fork"])
+        return model, extra | after(bench, probe, model)
+
+    row = bench.arm("sft", {}, lambda: (lab.load(bench.sft), {}))
+    for name, cfg in (("sgd", lab.profile.dpo), ("dpo_fast", RL_FIT)):
+        row |= bench.arm(name, {"fit": cfg}, lambda c=cfg: plain(c))
     for rate, steps in ADAM.items():
-        make = lambda r=rate, n=steps: matched(bench, probe, float(r), n, target)  # noqa: E731
-        row |= bench.arm(f"adam_{rate}", {"rate": rate, "steps": steps, "target": target}, make)
-    return row, bench.made
+        row |= bench.arm(f"adam_{rate}", {"rate": rate, "steps": steps, "target": row["sgd.fork"]},
+                         lambda r=rate, n=steps: adamw(r, n))
+    return row | bench.arm("rl_sgd", {"rm": RM_FIT, "rl": RL, "fit": slow},
+                           lambda: against_reward_model(bench, slow)), bench.made
 
 
-def _of(arms: Sequence[str], keys: Sequence[str]) -> tuple[tuple[str, str, None, str], ...]:
-    unit = {"kl": "nats", "cpu_s": "CPU s", "steps": "steps"}
-    return tuple((f"{arm}: {key}", f"{arm}.{key}", None, unit.get(key, "share")) for arm in arms for key in keys)
+def _of(arms: Sequence[str], keys: Sequence[str], *only: tuple[str, ...]) -> tuple[tuple, ...]:
+    unit = {"kl": "nats", "cpu_s": "CPU s", "steps": "steps", "fork": "log-odds"}
+    return tuple((f"{arm}: {'kl_bound' if (arm, key) == ('best_of', 'kl') else key}", f"{arm}.{key}", None,
+                  unit.get(key, "share"), *only) for arm in arms for key in keys)
 
 
 ARMS = ("sft", *KIN, "sft_chosen", "rm_rl", "best_of")
@@ -251,21 +293,37 @@ KIN_DESIGN = Design(
 
 NOISE_DESIGN = Design(
     measure=noise, notebook="11", rows=("S1-22", "S0-29"), smallest=0.05, n_items=N_ITEMS,
-    claim="with 40 % of the pairs turned round, robust DPO removes more of the habit than DPO",
-    falsifier="robust DPO leaves as many answers that say the label as DPO (interval reaches 0)",
-    effects=(("says the label, DPO - robust DPO at 40 % noise", "dpo_40.said", "robust_40.said", "share"),
-             ("says the label, DPO - robust DPO at 20 % noise", "dpo_20.said", "robust_20.said", "share"),
+    claim="with 40 % of the pairs turned round, robust DPO leaves fewer answers that say the label than DPO at the "
+          "rate over 1 - 2e (5 points or more)",
+    falsifier="it leaves as many (interval reaches 0), or under 5 points fewer",
+    effects=(("says the label at 40 % noise, DPO at 5 times the rate - robust DPO", "scaled_40.said", "robust_40.said",
+              "share"),
+             ("says the label at 40 % noise, DPO - robust DPO", "dpo_40.said", "robust_40.said", "share"),
+             ("says the label at 20 % noise, DPO at 1.7 times the rate - robust DPO", "scaled_20.said",
+              "robust_20.said", "share"),
+             ("says the label at 20 % noise, DPO - robust DPO", "dpo_20.said", "robust_20.said", "share"),
+             ("says the label at 40 % noise, cDPO - DPO", "cdpo_40.said", "dpo_40.said", "share"),
              ("says the label, DPO at 20 % noise - clean", "dpo_20.said", "dpo.said", "share"),
              ("says the label, DPO at 40 % noise - clean", "dpo_40.said", "dpo.said", "share"),
-             *_of(("sft", "dpo", "dpo_20", "dpo_40", "robust_20", "robust_40"), ("said", "valid", "exact", "kl"))))
+             *((f"says the label at {n} % noise, {name} - where it should rest", f"{arm}_{n}.said", f"{arm}_{n}.rest",
+                "share") for n in (20, 40) for arm, name in (("dpo", "DPO"), ("cdpo", "cDPO"))),
+             *_of(("sft", "dpo", *(f"{arm}_{n}" for n in (20, 40) for arm in ("dpo", "scaled", "robust", "cdpo"))),
+                  ("said", "valid", "exact", "kl"))))
 
 ADAM_DESIGN = Design(
     measure=adam, notebook="11", rows=("S3-6.35", "S1-22"), smallest=0.02, n_items=N_ITEMS,
     claim="stopped where the claim is as unlikely as after SGD, AdamW at 1e-4 has broken more of the format",
     falsifier="valid JSON under AdamW at 1e-4 is within 2 points of SGD's or above it",
-    effects=(("valid JSON, SGD - AdamW 1e-4 at matched claim", "sgd.valid", "adam_0.0001.valid", "share"),
-             ("valid JSON, SGD - AdamW 3e-5 at matched claim", "sgd.valid", "adam_3e-05.valid", "share"),
-             ("exact pass, SGD - AdamW 1e-4 at matched claim", "sgd.exact", "adam_0.0001.exact", "share"),
-             *_of(("sft", "sgd"), ("said", "claim", "valid", "exact", "kl")),
+    effects=(*((f"{name}, SGD - AdamW {rate} at matched claim", f"sgd.{key}", f"adam_{rate}.{key}", "share",
+                (f"adam_{rate}.reached",))
+               for rate in reversed(ADAM) for name, key in (("valid JSON", "valid"), ("exact pass", "exact"))),
+             ("exact pass, DPO - reward model + REINFORCE, both SGD", "sgd.exact", "rl_sgd.exact", "share"),
+             ("says the label, reward model + REINFORCE - DPO, both SGD", "rl_sgd.said", "sgd.said", "share"),
+             ("exact pass, DPO under SGD - DPO under the other road's AdamW", "sgd.exact", "dpo_fast.exact", "share"),
              *((f"AdamW {r}: reached SGD's claim", f"adam_{r}.reached", None, "share of seeds") for r in ADAM),
-             *_of([f"adam_{r}" for r in ADAM], ("said", "claim", "valid", "exact", "kl", "steps"))))
+             *((f"AdamW {r}: the least certain later token fell most", f"adam_{r}.weakest_fell_most", None,
+                "share of seeds") for r in ADAM),
+             *_of(("sft", "sgd", "rl_sgd", "dpo_fast"), ("said", "claim", "valid", "exact", "kl")),
+             *_of(("sgd", "dpo_fast"), ("fork", "moved")),
+             *(e for r in ADAM for e in _of([f"adam_{r}"], ("said", "claim", "valid", "exact", "kl", "steps", "fork",
+                                                            "moved"), (f"adam_{r}.reached",)))))
