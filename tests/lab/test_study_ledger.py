@@ -89,7 +89,7 @@ def test_design_and_chain(tmp_path, monkeypatch):
     assert len(made) == 6
     assert row["chain.forgetting.json"] == pytest.approx(
         max(row[f"chain.{s}.json"] for s in ("base", "sft", "dpo")) - row["chain.rlvr.json"])
-    for _, treatment, control, _ in DESIGN.effects:
+    for _, treatment, control, *_ in DESIGN.effects:
         for key in (treatment, control):
             assert key is None or not key.startswith(("none.", "policy last.", "chain.")) or key in row
     named = {name for name, *_ in DESIGN.effects}

@@ -4,6 +4,12 @@ A ledger is a matrix a[stage][skill], shares in [0, 1], stages in the order they
   forgetting   f(k) = max over earlier stages of a[l][k], minus a[last][k]   (Chaudhry et al. 2018; may be negative)
   backward transfer  BWT = mean over the stages i before the last of a[last][own(i)] - a[i][own(i)],
                      own(i) the skill that stage i taught   (Lopez-Paz & Ranzato 2017, equation 3)
+Chaudhry's mean leaves out the skill taught last. Ours is over all three and counts the base as a stage: the base had
+chatted, so where chat comes last it adds 0, and the mean says less than theirs. It compares paths of one order alone: a
+skill taught last cannot have been forgotten yet, and one that grew counts below 0. Orders are compared by BWT and by
+the mean of the three skills at the end (their equation 2). That the policy is kept when taught last is a sanity line:
+whatever comes last is kept. It was a clause of the claim until the rows showed 100 % without spread, as it had to;
+no clause on order took its place: any would have been chosen after the fact.
 
 Measured twice. On the chain itself: base, SFT, DPO, verifier rewards, greedy, on the frozen cases, and its documents in
 bits a token. And on a small desk model that is taught reading, refusing and chatting one after the other, with five
@@ -243,22 +249,26 @@ def measure(lab: Lab, cfg: ErosionConfig | None = None) -> tuple[Row, list[Artif
 
 
 ONE_BY_ONE = [name for name, path in PATHS.items() if not path.joint]
+ONE_ORDER = [name for name in ONE_BY_ONE if PATHS[name].order == POLICY_FIRST]
 DESIGN = Design(
     measure=measure, notebook="09", smallest=0.10, rows=("S4-25", "S4-26", "S3-9.03", "S3-9.27", "S3-9.28", "S3-4.01"),
     claim="stages that run one after the other forget: replaying 5 % of what came before lowers the mean forgetting of "
-          "three taught skills by at least 10 points, teaching the policy last keeps more refusals than teaching it "
-          "first, and the chain's own SFT costs its documents at least half a bit a token",
-    falsifier="replay lowers mean forgetting by under 10 points, or policy last keeps no more refusals than policy "
-              "first, or the documents cost less than half a bit a token more after SFT",
-    also=(("harmful refusal at the end, policy last - policy first", 0.0),
-          ("documents, bits a token, chain: sft - base", 0.5)),
+          "three taught skills by at least 10 points, and the chain's own SFT costs its documents at least half a bit "
+          "a token",
+    falsifier="replay lowers mean forgetting by under 10 points, or the documents cost less than half a bit a token "
+              "more after SFT",
+    also=(("documents, bits a token, chain: sft - base", 0.5),),
+    items="frozen cases on the chain; 200 cases and 96 asks a role on the small desk",
     effects=(("mean forgetting, none - replay 5 %", "none.forgetting", "replay 5 %.forgetting", "share"),
-             ("harmful refusal at the end, policy last - policy first", "policy last.last.refusal", "none.last.refusal",
-              "share"),
              ("documents, bits a token, chain: sft - base", "chain.sft.bits", "chain.base.bits", "bits"),
-             *((f"mean forgetting, none - {n}", "none.forgetting", f"{n}.forgetting", "share") for n in ONE_BY_ONE
+             ("backward transfer, policy last - policy first", "policy last.bwt", "none.bwt", "share"),
+             ("taught skills at the end, mean, policy last - policy first", "policy last.taught", "none.taught",
+              "share"),
+             ("sanity, refusal at the end, policy last - policy first", "policy last.last.refusal", "none.last.refusal",
+              "share"),
+             *((f"mean forgetting, none - {n}", "none.forgetting", f"{n}.forgetting", "share") for n in ONE_ORDER
                if n not in ("none", "replay 5 %")),
-             *((f"{n}: mean forgetting", f"{n}.forgetting", None, "share") for n in ONE_BY_ONE),
+             *((f"{n}: mean forgetting", f"{n}.forgetting", None, "share") for n in ONE_ORDER),
              *((f"{n}: forgetting of {k}", f"{n}.forgetting.{k}", None, "share") for n in ONE_BY_ONE
                for k in OWN.values()),
              *((f"{n}: backward transfer", f"{n}.bwt", None, "share") for n in ONE_BY_ONE),
