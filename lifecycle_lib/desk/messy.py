@@ -5,13 +5,15 @@ with its own random stream, so that switching one on or off leaves the draws of 
 - typos: one edit in a word of five letters or more; kinds and places from codespell's pairs, how often by register;
 - casing: case, closing punctuation, apostrophes;
 - shorthand: u, pls, 2;
-- several: a greeting, and a second matter in the same message;
+- several: a greeting, and a second matter in the same message, as often as messages hold two question marks;
 - order: the second matter before the reason, or the thing named last ("it came broken, the mug").
 The rates stand in data/messy_rates.json with n, interval and file (desk/messy_measure.py counts them). The truth stays
 as it was: no cause touches the order, and a second matter never names one of the four reasons of this order.
 
-Chosen, not measured: how often the thing is named last (`NAMED_LAST`), which letter is inserted, the wordings. Left
-out: slips that give another word, two slips in a word, slips in words under five letters, emoji, other languages.
+Chosen, not measured: how often the thing is named last (`NAMED_LAST`), which letter is inserted, the wordings. How
+often a message holds a second matter no file says: two question marks are a low guess, several sentences a high one.
+Left out: more sentences on one matter, slips that give another word, two slips in a word, slips in words under five
+letters, emoji, other languages.
 """
 
 import random
@@ -60,7 +62,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORD = re.compile(r"[A-Za-z']+")
 _THING = rf"(?:my|the) (?:{'|'.join(ITEMS)})"
 
-REAL = {
+CUSTOMER_WORDINGS = {
     "damaged": ("the {item} turned up in bits", "there's a chip out of the {item}", "my {item} leaks",
                 "the {item} doesn't work, something rattles inside", "the handle came off my {item}",
                 "one corner of the {item} is crushed", "the {item} has a big scratch", "my {item} is bent",
@@ -105,11 +107,11 @@ def load_rates(path: str | Path = RATES_FILE) -> dict[str, Any]:
     return rates
 
 
-def draw_real(random: random.Random, reason: str, item: str, fresh: bool | None = None) -> str:
+def draw_customer(random: random.Random, reason: str, item: str, fresh: bool | None = None) -> str:
     """A customer's wording, the first of each list more often than the last (weights 1/rank).
 
     `fresh`: True draws from the evaluation's own quarter, False from the rest, None from all."""
-    words = REAL[reason]
+    words = CUSTOMER_WORDINGS[reason]
     words = words if fresh is None else words[-FRESH:] if fresh else words[:-FRESH]
     return random.choices(words, [1 / (i + 1) for i in range(len(words))])[0].format(item=item)
 
@@ -119,14 +121,14 @@ def sample_messages(n: int, rates: Mapping, register: str, seed: int = 0) -> lis
     random, texts = rng(seed, "messages", register), []
     for i in range(n):
         reason, item = random.choice(REASONS), random.choice(ITEMS)
-        own, known = draw_real(random, reason, item), random.choice(PHRASES[reason]).format(item=item)
+        own, known = draw_customer(random, reason, item), random.choice(PHRASES[reason]).format(item=item)
         texts.append(make_messy(own if i % 2 else known, random, rates, register))
     return texts
 
 
 def calibrate(folder: str | Path, n: int = 2000) -> dict[str, Any]:
     """`measure(folder)`, and what was not fitted: how far `n` generated messages lie from real ones in character
-    trigrams (bits), beside two halves of the real file, and in length and two-question messages."""
+    trigrams (bits), beside two halves of the real file, and in length and messages of several sentences."""
     rates, real = measure(folder), read_files(Path(folder))
     rates["not_fitted"] = {}
     for register, (part, _) in MEASURED.items():
@@ -139,7 +141,7 @@ def calibrate(folder: str | Path, n: int = 2000) -> dict[str, Any]:
             "texts": k, "trigrams_generated_real": round(js_divergence(g, a), 4),
             "trigrams_real_real": round(js_divergence(a, b), 4),
             "words_mean": [of["words_mean"], got["words_mean"]],
-            "two_questions": [of["two_questions"]["rate"], got["two_questions"]["rate"]]}
+            "several": [of["several"]["rate"], got["several"]["rate"]]}
     return rates
 
 
@@ -175,7 +177,7 @@ def _compose(text: str, streams: Mapping[str, random.Random], of: Mapping, regis
              causes: Collection[str]) -> str:
     """The message with its greeting and its second matter, in their order; a full stop between them."""
     several, order = streams["several"], streams["order"]
-    greet, more = several.random() < of["greeting"]["rate"], several.random() < of["several"]["rate"]
+    greet, more = several.random() < of["greeting"]["rate"], several.random() < of["two_questions"]["rate"]
     second = several.choice(COMPLAINTS if register == "hostile" else SECOND)
     greeting = several.choice(GREETINGS)
     early, last = order.random() < early_share(of), order.random() < NAMED_LAST

@@ -13,7 +13,16 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chisquare
 
 from lifecycle_lib.desk import messy, messy_measure
-from lifecycle_lib.desk.messy import CAUSES, RATES_FILE, REAL, REGISTERS, load_rates, make_messy, sample_messages, slip
+from lifecycle_lib.desk.messy import (
+    CAUSES,
+    CUSTOMER_WORDINGS,
+    RATES_FILE,
+    REGISTERS,
+    load_rates,
+    make_messy,
+    sample_messages,
+    slip,
+)
 from lifecycle_lib.desk.messy_measure import (
     FULL_OF,
     LENGTHS,
@@ -58,9 +67,10 @@ def test_every_edit_is_undone_by_the_list_of_words_one_edit_away():
 def test_text_rates_by_hand():
     texts = ["hello there, i dont know. Where is it?", "I don't know", "WHERE IS MY CARD?", "Why? I paid! And i waited"]
     got = text_rates(texts)
-    k_of_n = {name: (got[name]["k"], got[name]["n"]) for name in messy_measure.FITTED}
+    k_of_n = {name: (got[name]["k"], got[name]["n"]) for name in (*messy_measure.FITTED, "several", "two_questions")}
     assert k_of_n == {"all_caps": (1, 4), "lower_start": (1, 4), "lower_i": (2, 3), "no_stop": (2, 4), "bang": (1, 4),
-                      "no_apostrophe": (1, 2), "greeting": (1, 4), "several": (2, 4), "question_first": (1, 2)}
+                      "no_apostrophe": (1, 2), "greeting": (1, 4), "question_first": (1, 2), "several": (2, 4),
+                      "two_questions": (0, 4)}
 
 
 def test_typos_are_rare_unknown_words_one_edit_from_a_common_one():
@@ -134,7 +144,7 @@ def typos_in(rates, n=2000, register="shorthand"):
     found = {name: [0, 0] for name in LENGTHS}
     for seed in range(n):
         pick = random.Random(seed)
-        text = messy.draw_real(pick, pick.choice(REASONS), pick.choice(ITEMS))
+        text = messy.draw_customer(pick, pick.choice(REASONS), pick.choice(ITEMS))
         typed, whole = (make_messy(text, random.Random(seed), rates, register, c)
                         for c in (("typos", "several"), ("several",)))
         for a, b in zip(*(re.findall(r"[a-z']+", t.lower()) for t in (typed, whole))):
@@ -185,7 +195,7 @@ def test_slips_are_of_the_measured_kinds_and_letters():
 def test_the_truth_stays_readable():
     """The item survives up to one edit, and no second matter or complaint uses a word that tells a reason."""
     for reason, word in itertools.product(REASONS, range(3)):
-        for i, phrase in enumerate((*PHRASES[reason], *REAL[reason])):
+        for i, phrase in enumerate((*PHRASES[reason], *CUSTOMER_WORDINGS[reason])):
             text = make_messy(phrase.format(item="kettle"), random.Random(i + 100 * word), RATES, "shorthand").lower()
             known = [w for w in re.findall(r"[a-z]+", text) if w == "kettle" or edit_of(w, "kettle")]
             assert known, text
@@ -196,10 +206,11 @@ def test_the_truth_stays_readable():
 
 def test_wordings_are_ours_alone_and_the_reserved_quarter_stays_reserved():
     known = {p for ps in PHRASES.values() for p in ps}
-    assert not known & {p for ps in REAL.values() for p in ps} and all(len(ps) == 16 for ps in REAL.values())
+    assert not known & {p for ps in CUSTOMER_WORDINGS.values() for p in ps}
+    assert all(len(ps) == 16 for ps in CUSTOMER_WORDINGS.values())
     rand = random.Random(0)
-    trained = {messy.draw_real(rand, "late", "mug", fresh=False) for _ in range(2000)}
-    kept = {messy.draw_real(rand, "late", "mug", fresh=True) for _ in range(500)}
+    trained = {messy.draw_customer(rand, "late", "mug", fresh=False) for _ in range(2000)}
+    kept = {messy.draw_customer(rand, "late", "mug", fresh=True) for _ in range(500)}
     assert len(trained) == 12 and len(kept) == 4 and not trained & kept
 
 

@@ -87,9 +87,9 @@ def smoke(tmp_path_factory):
 def test_every_effect_has_its_numbers_and_stages_are_kept(smoke):
     lab, row, made = smoke
     needed = {k for _, a, b, _ in messy.DESIGN.effects for k in (a, b) if k}
-    assert needed <= set(row) and len({a.fingerprint for a in made}) == len(made) == len(WRITERS) + 6
+    assert needed <= set(row) and len({a.fingerprint for a in made}) == len(made) == len(WRITERS) + 8
     assert messy.measure(lab)[1][0].path == made[0].path
-    assert messy.summary([row])["correlation_over_writers"]["n"] == 8
+    assert messy.summary([row])["correlation_over_writers"]["n"] == 7
     parts = [row[f"lost to {p}"] for p in PLAYERS]
     assert sum(parts) == pytest.approx(row["teacher.clean"] - row["teacher.messy"])
     assert sum(row[f"lost to {c}, typing"] for c in CAUSES) == pytest.approx(row["typing"])

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from lifecycle_lib.core.stats import wilson
 from lifecycle_lib.lab.figures import INK, SERIES, _finish, _start, _whiskers
-from lifecycle_lib.lab.studies.messy import CAUSES, PLAYERS, REAL_ROWS, WRITERS
+from lifecycle_lib.lab.studies.messy import AMONG, CAUSES, LONGER, MACHINE, MORE, PLAYERS, ROWS, WRITERS
 
 RATE_NAMES = {"lower_start": "small letter at the start", "lower_i": "i for I", "no_stop": "no stop at the end",
               "no_apostrophe": "dont for don't", "several": "several sentences", "bang": "an exclamation mark"}
@@ -61,33 +61,34 @@ def causes_figure(evidence: Mapping, live: Mapping[str, float] | None = None,
 
 
 def rows_figure(evidence: Mapping, live: Sequence[tuple[int, float]] = (),
-                not_measured: str = "rows of real customers; answers that people wrote") -> Figure:
-    """Accuracy on messy messages against real rows, beside what augmentation and 10,000 more synthetic rows reach."""
+                not_measured: str = "rows that customers sent; answers that people wrote") -> Figure:
+    """Accuracy against rows of the exam's writer, beside what augmentation and more synthetic rows reach."""
     fig, ax = _start(7.6, 4.2)
-    x = [3, *REAL_ROWS]  # none stands at 3 on the log axis
-    names = ["teacher", *(f"{k} real" for k in REAL_ROWS)]
-    for what, label, (colour, marker, line, _) in zip(("clean", "messy", "fresh"), (
-            "offline (the teacher's own messages)", "messy messages", "messy, in wordings nobody sent yet"), SERIES):
+    x = [3, *ROWS]  # none stands at 3 on the log axis
+    names = ["teacher", *AMONG.values()]
+    for what, label, (colour, marker, line, _) in zip(("clean", "messy", "fresh", "typed"), (
+            "offline (the teacher's own messages)", "messy messages", "messy, in wordings nobody sent yet",
+            "the teacher's wordings, typed"), SERIES):
         value, low, high = zip(*(_of(evidence, f"{n}: {what}") for n in names))
         ax.errorbar(x, value, _whiskers(value, low, high), color=colour, marker=marker, linestyle=line, label=label)
     for (name, label), line in zip((("typed as measured", "augmented at the measured rates"),
                                     ("random noise", "augmented by guess"),
-                                    ("10,000 more synthetic", "10,000 more synthetic rows"),
-                                    ("synthetic answers", "3,000 real messages, 10 % of answers wrong")),
-                                   ("-", "--", ":", "-.")):
+                                    (MORE, "10,000 more synthetic rows, 3 x the steps"), (LONGER, "3 x the steps"),
+                                    (MACHINE, "3,000 of the exam's writer, 10 % of answers wrong")),
+                                   ("-", "--", ":", (0, (1, 4)), "-.")):
         value = _of(evidence, f"{name}: messy")[0]
         ax.axhline(value, color="#8f8f8f", linestyle=line, linewidth=1.2)
-        left = name == "synthetic answers"
+        left = name in (MACHINE, LONGER)
         ax.annotate(label, (2.7 if left else 350, value), xytext=(0, 2), textcoords="offset points", fontsize=8,
                     color="#404040", ha="left" if left else "right")
     if live:
         ax.plot([max(3, k) for k, _ in live], [100 * v for _, v in live], "D", color=INK, markerfacecolor="white",
                 label="messy, this run")
     ax.set_xscale("log")
-    ax.set_xticks(x, ["none", *map(str, REAL_ROWS)])
+    ax.set_xticks(x, ["none", *map(str, ROWS)])
     ax.minorticks_off()
-    ax.set(ylim=(0, 103), xlabel="real rows among the training rows", ylabel="right answers (%)",
-           title="What a real row is worth")
+    ax.set(ylim=(0, 103), xlabel="rows of the exam's writer among the training rows", ylabel="right answers (%)",
+           title="What a row of the exam's writer is worth")
     fig.legend(loc="outside upper right", ncols=2)
     n = len(evidence["seeds"])
     return _finish(fig, f"n = {n} seeds, {evidence['n_cases']} messages an exam; bars: 95 % t intervals over seeds; "
@@ -95,7 +96,8 @@ def rows_figure(evidence: Mapping, live: Sequence[tuple[int, float]] = (),
 
 
 def distance_figure(evidence: Mapping, not_measured: str = "writers other than these eight") -> Figure:
-    """Each writer's distance from the customers before training, and how far its reader falls short after it."""
+    """Each writer's distance from the exam's before training, and how far its reader falls short after it. "customers"
+    is the exam's own writer: two samples of one text, the floor, and no part of r."""
     fig, ax = _start(7.2, 4.0)
     for i, name in enumerate(WRITERS):
         d, g = evidence["extra"]["writers"][name]["divergence"], 100 * evidence["extra"]["writers"][name]["gap"]
@@ -103,7 +105,7 @@ def distance_figure(evidence: Mapping, not_measured: str = "writers other than t
         ax.plot(d, g, marker, color=colour, markerfacecolor="white" if i >= len(SERIES) else colour)
         ax.annotate(name, (d, g), xytext=(6, 4), textcoords="offset points", fontsize=8)
     r = evidence["extra"]["correlation_over_writers"]
-    ax.set(xlabel="divergence of character trigrams from customers, before training (bits)", xlim=(0, 0.42),
+    ax.set(xlabel="divergence of character trigrams from the exam's writer, before training (bits)", xlim=(0, 0.42),
            ylabel="points under the teacher's offline score",
            title=f"r = {r['r']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
     return _finish(fig, f"n = {r['n']} writers, means of {len(evidence['seeds'])} seeds; interval: {r['interval']}.",
