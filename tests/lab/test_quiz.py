@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 
 import pytest
 
@@ -74,6 +75,29 @@ def test_damaged_banks_raise(banks, change):
         q.bank("98")
 
 
+def blind(bank: dict) -> list[str]:
+    """What the lengths of the options give away to someone who has read nothing; [] is good."""
+    size = {q["id"]: {letter: len(text) for letter, text in q["choices"].items()} for q in bank["questions"]}
+    rest = {q["id"]: [n for letter, n in size[q["id"]].items() if letter != q["answer"]] for q in bank["questions"]}
+    right = {q["id"]: size[q["id"]][q["answer"]] for q in bank["questions"]}
+    wordy = [f"{key}: the right option is over 1.5 times the longest wrong one"
+             for key in right if right[key] > 1.5 * max(rest[key])]
+    most = math.ceil(0.4 * len(right))
+    longest = sum(right[key] > max(rest[key]) for key in right)
+    shortest = sum(right[key] < min(rest[key]) for key in right)
+    return wordy + [f"the right option is the {name} in {found} of {len(right)}, at most {most} may be"
+                    for name, found in [("longest", longest), ("shortest", shortest)] if found > most]
+
+
+def test_a_bank_that_the_longest_option_passes_is_found():
+    def planted(right: str, wrong: str) -> dict:
+        return broken(lambda b: [q.update(choices={"a": wrong, "b": right}) for q in b["questions"]])
+    assert blind(BANK) == [] and math.ceil(0.4 * 4) == 2
+    assert len(blind(planted("no: the reason, told at length, because it is right", "yes, always"))) == 5
+    for right, wrong, name in [("no, for once", "yes, always", "longest"), ("yes, always", "no, for once", "shortest")]:
+        assert blind(planted(right, wrong)) == [f"the right option is the {name} in 4 of 4, at most 2 may be"]
+
+
 def test_the_committed_banks():
     for path in sorted((q.ROOT / "data" / "quiz").glob("*.json")):
         found = q.bank(path.stem, path.parent)
@@ -81,3 +105,4 @@ def test_the_committed_banks():
         assert 6 <= len(found["questions"]) <= 14, path.name
         letters = [each["answer"] for each in found["questions"]]
         assert max(letters.count(letter) for letter in letters) < 0.75 * len(letters), f"{path.name}: one letter passes"
+        assert not blind(found), f"{path.name}: {blind(found)}"
