@@ -1,7 +1,8 @@
 """What demonstrations fix and what they leave open: turns, templates, doses of a flaw, doses of "I do not know".
 
 From the chain's SFT checkpoint of a seed (curriculum S3-7.05 to 7.13, S1-14, S0-25):
-- turns: equal tokens of single-turn rows, of three-turn dialogues, and of dialogues without corrections;
+- turns: equal tokens read of single-turn rows, of three-turn dialogues, and of dialogues without corrections. A
+  dialogue holds more answers, so more of its tokens are taught (sft_controls counts them, and adds "own reasons");
 - drift: the same checkpoint behind thirteen renderings of the prompt, nothing trained;
 - doses: the share of targets without policy_id, and the number of certainty words, two coins in one file.
 From scratch, a small model of words (S3-7.03, 7.15): the share of rows whose right answer is "idk". A third of the
@@ -14,7 +15,7 @@ size of model but these two.
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from statistics import mean
 
@@ -23,7 +24,7 @@ from lifecycle_lib.core.store import Artifact
 from lifecycle_lib.desk import dialogues
 from lifecycle_lib.desk.cases import draw_cases
 from lifecycle_lib.desk.dialogues import ASK, Dialogue, draw_dialogues
-from lifecycle_lib.desk.world import ITEMS, PHRASES, POLICY_IDS, REASONS
+from lifecycle_lib.desk.world import ITEMS, PHRASES, POLICY_IDS, REASONS, draw_message
 from lifecycle_lib.judge import evals, verifiers
 from lifecycle_lib.judge.evals import frozen_cases
 from lifecycle_lib.judge.verifiers import parse_answer
@@ -59,7 +60,6 @@ DRIFTS: dict[str, Callable[[str], str]] = {
                                        + p[p.index("<user>"):],
 }
 PLAIN = "tags as plain text"  # the same characters, no tag a token
-ROLE_TAGS = ("<user> becomes <note>", "<policy> becomes <note>", "<bot> becomes <note>")
 SPACES = tuple(DRIFTS)[5:12]  # one character each
 
 
@@ -134,21 +134,38 @@ def dialogue_scores(model: GPT, tok: Tokenizer, cfg: ContractConfig, seed: int) 
     return row | {"single": mean(t == c.answer for t, c in zip(texts, cases))}
 
 
+def own_reasons(n: int, seed: int) -> list[list[dict]]:
+    """Three turns in the words of the dialogues; each names a reason of its own, so that no turn needs another."""
+    random, out = rng(seed, "own reasons"), []
+    for d in draw_dialogues(n, seed, "train"):
+        turns = []
+        for lead in ("", *(f"{again}, " for again in random.sample(dialogues.AGAIN, 2))):
+            reason = random.choice([d.case.reason, *(p.reason for p in d.case.policies)])
+            policy = next((p for p in d.case.policies if p.reason == reason), None)
+            turns.append((lead + draw_message(random, reason, d.case.order.item),
+                          replace(d.case, reason=reason, policy=policy).answer))
+        out.append(replace(d, turns=tuple(turns)).messages())
+    return out
+
+
 def conversations(arm: str, n: int, seed: int) -> list[list[dict]]:
     """`n` conversations of an arm, right answers all of them; a single turn is a case of the desk and its answer."""
+    if arm == "own reasons":
+        return own_reasons(n, seed)
     if kinds := CONVERSATION[arm]:
         return [d.messages() for d in draw_dialogues(n, seed, "train", kinds)]
     return [[*case_messages(c), {"role": "bot", "content": c.answer}] for c in draw_cases(n, seed, "turns")]
 
 
 def turn_batches(tok: Tokenizer, arm: str, cfg: ContractConfig, seed: int) -> Callable[[int], Rows]:
-    """Fresh conversations each step, as many as make the tokens of cfg.batch three-turn dialogues."""
+    """Fresh conversations each step, as many as make the tokens of cfg.batch three-turn dialogues; none too long."""
     def tokens(name: str) -> float:
         return mean(len(encode_chat(tok, m)[0]) for m in conversations(name, 60, 0))
 
     size = round(cfg.batch * tokens("dialogues") / tokens(arm))
-    rows = conversations(arm, cfg.steps * size, seed)
-    return lambda step: chat_rows(tok, rows[step * size:(step + 1) * size], 129)
+    drawn = conversations(arm, cfg.steps * size * 3 // 2, seed)
+    rows = [m for m in drawn if len(encode_chat(tok, m)[0]) <= 129]
+    return lambda step: chat_rows(tok, rows[step * size:(step + 1) * size])
 
 
 # ---- doses ---------------------------------------------------------------------------------------------------------
@@ -245,10 +262,18 @@ def tuned(lab: Lab, part: str, arm: str, cfg: ContractConfig, batches: Callable,
                        fit=fit, start=lab.sft(), parents={"tokenizer": lab.tokenizer()}, code=CODE)
 
 
+def tokens_of(tok: Tokenizer, arm: str, cfg: ContractConfig, seed: int) -> Row:
+    """Tokens an arm reads and is taught, over all its steps."""
+    batches = turn_batches(tok, arm, cfg, seed)
+    seen = [batches(step) for step in range(cfg.steps)]
+    return {"read": sum(int((b.ids != tok.special["<pad>"]).sum()) for b in seen),
+            "taught": sum(int(b.mask.sum()) for b in seen)}
+
+
 def turn_arm(lab: Lab, arm: str, cfg: ContractConfig) -> Artifact:
     tok = lab.load_tokenizer()
     return tuned(lab, "turns", arm, cfg, lambda: turn_batches(tok, arm, cfg, lab.seed),
-                 lambda model: dialogue_scores(model, tok, cfg, lab.seed),
+                 lambda model: dialogue_scores(model, tok, cfg, lab.seed) | tokens_of(tok, arm, cfg, lab.seed),
                  FitConfig(steps=cfg.steps, checkpoint_every=10_000))
 
 
@@ -304,8 +329,6 @@ def measure(lab: Lab, cfg: ContractConfig | None = None) -> tuple[Row, list[Arti
     made = [untrained(lab, cfg)]
     start = made[0].card["measured"]
     row |= {f"sft.{k}": v for k, v in start["turns"].items()} | {f"drift.{k}": v for k, v in start["drift"].items()}
-    for name, kinds in (("role tags", ROLE_TAGS), ("one space", SPACES)):
-        row[f"drift.{name}"] = mean(start["drift"][k] for k in kinds)
     for arm in CONVERSATION:
         made.append(turn_arm(lab, arm, cfg))
         row |= {f"{arm}.{k}": v for k, v in made[-1].card["measured"].items()}
@@ -327,14 +350,14 @@ def measure(lab: Lab, cfg: ContractConfig | None = None) -> tuple[Row, list[Arti
 
 
 CODE = (dialogues, chat, sft, sampling, evals, verifiers, sys.modules[__name__])
-_TURNS = (("goal kept, turn 3", "keep.t3"), ("updated after a correction, turn 2", "correct.t2"),
+ASKED = (("goal kept, turn 3", "keep.t3"), ("updated after a correction, turn 2", "correct.t2"),
           ("still updated, turn 3", "correct.t3"), ("asks when the reason is missing", "ask.t1"),
           ("single requests", "single"))
 DESIGN = Design(
     measure=measure, notebook="07", smallest=0.20, n_items=96, items="unseen dialogues of each kind",
     rows=("S3-7.03", "S3-7.05", "S3-7.06", "S3-7.08", "S3-7.09", "S3-7.10", "S3-7.11", "S3-7.13", "S3-7.15", "S1-14",
           "S0-25", "S0-26"),
-    claim="at equal tokens, three-turn dialogues teach what single turns do not: the goal is kept at turn 3 in at "
+    claim="at equal tokens read, three-turn dialogues teach what single turns do not: the goal is kept at turn 3 in at "
           "least 20 points more dialogues, and it takes dialogues with corrections to teach recovery from one",
     falsifier="goal kept at turn 3 gains less than 20 points over single-turn rows, or dialogues without corrections "
               "recover as often, to within 20 points",
@@ -342,8 +365,12 @@ DESIGN = Design(
     effects=(("goal kept, turn 3: dialogues - single", "dialogues.keep.t3", "single.keep.t3", "share"),
              ("updated after a correction, turn 2: dialogues - no corrections", "dialogues.correct.t2",
               "no corrections.correct.t2", "share"),
+             ("goal kept, turn 3: dialogues - no corrections", "dialogues.keep.t3", "no corrections.keep.t3", "share"),
              ("single requests: dialogues - single", "dialogues.single", "single.single", "share"),
-             *((f"{name}: {arm}", f"{arm}.{key}", None, "share") for name, key in _TURNS
+             ("single requests: dialogues - sft", "dialogues.single", "sft.single", "share"),
+             *((f"turn 3, {name}: the message in force alone - all turns", f"dialogues.{kind}.slot",
+                f"dialogues.{kind}.t3", "share") for kind, name in (("keep", "goal kept"), ("correct", "corrected"))),
+             *((f"{name}: {arm}", f"{arm}.{key}", None, "share") for name, key in ASKED
                for arm in ("sft", *CONVERSATION)),
              ("old answer repeated after a correction: no corrections", "no corrections.correct.stale", None, "share"),
              ("old answer repeated after a correction: dialogues", "dialogues.correct.stale", None, "share"),
@@ -355,8 +382,6 @@ DESIGN = Design(
                                  ("slot", "the message in force alone"))),
              *((f"exact pass: {name} - as trained", f"drift.{name}", "drift.as trained", "share")
                for name in (*tuple(DRIFTS)[1:], PLAIN)),
-             ("exact pass: three role tags - seven one-character changes", "drift.role tags", "drift.one space",
-              "share"),
              *((f"slope of {what} on the data, {how}", f"slope.{key}.{part}", None, "slope")
                for how, key in (("temperature 1", "sampled"), ("greedy", "greedy"))
                for what, part in (("omissions", "omitted"), ("certainty words", "sure"), ("length", "characters"))),
