@@ -3,11 +3,14 @@
 from lifecycle_lib.lab.design import Design
 from lifecycle_lib.lab.studies import (
     adapters_design,
+    clicks,
     closures,
     dedup,
+    distil_controls,
     distillation,
     erosion,
     habits_design,
+    habits_trigger,
     ledger,
     messy,
     mixing,
@@ -17,6 +20,7 @@ from lifecycle_lib.lab.studies import (
     removal_design,
     scaling,
     sft_contract,
+    sft_controls,
 )
 
 STUDIES: dict[str, Design] = {
@@ -28,12 +32,19 @@ STUDIES: dict[str, Design] = {
     "mixing": mixing.DESIGN,
     "D12": scaling.DESIGN,
     "D9": habits_design.DESIGN,
+    "D9_trigger": habits_trigger.DESIGN,
+    "clicks": clicks.DESIGN,
     "D10": messy.DESIGN,
     "D4": overoptimisation_design.DESIGN,
     "D2": erosion.DESIGN,
     "forgetting_ledger": ledger.DESIGN,
     "sft_contract": sft_contract.DESIGN,
+    "sft_start": sft_controls.START,
+    "turn_control": sft_controls.TURNS,
     "distillation": distillation.NEEDED,
     "teacher_faults": distillation.FAULTS,
+    "distil_controls": distil_controls.DESIGN,
     "preference_kin": preferences.KIN_DESIGN,
+    "label_noise": preferences.NOISE_DESIGN,
+    "dpo_adam": preferences.ADAM_DESIGN,
 }
