@@ -13,7 +13,13 @@ from lifecycle_lib.lab.design import summarise
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies import habits, habits_trigger
 from lifecycle_lib.lab.studies.habits import DOSES, curve, sharpened
-from lifecycle_lib.lab.studies.habits_design import DESIGN, crossing, greedy_steps, imitation_figure
+from lifecycle_lib.lab.studies.habits_design import (
+    DESIGN,
+    crossing,
+    greedy_steps,
+    imitation_figure,
+    trigger_figure,
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +109,7 @@ def test_the_follow_up_on_triggers(lab):
     still = [r | {"longer.gap": 0.1 + r["longer.off"]} for r in seen]
     verdicts = [summarise(habits_trigger.DESIGN, rows)[1] for rows in (seen, blind, leaks, still)]
     assert verdicts == ["supported", "refuted", "refuted", "refuted"]
+    fig = trigger_figure({"per_seed": seen, "n_cases": 48})
+    drawn = [box.lines[0].get_ydata()[-1] for box in fig.axes[0].containers[::2]]  # at four times the steps
+    assert drawn == pytest.approx([69, 3, 100 * row["longer.always"]])
+    plt.close(fig)

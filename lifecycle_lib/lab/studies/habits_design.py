@@ -12,6 +12,7 @@ from lifecycle_lib.desk.transcripts import HABITS, TRIGGERS
 from lifecycle_lib.lab.design import Design
 from lifecycle_lib.lab.figures import SERIES, _finish, _whiskers, style
 from lifecycle_lib.lab.studies.habits import DOSES, REPAIRS, SICK, measure, sharpened
+from lifecycle_lib.lab.studies.habits_trigger import COURSE
 
 GREEN = 0.05  # accuracy may move by this much at any dose
 
@@ -91,7 +92,8 @@ DESIGN = Design(
     falsifier="the interval of the slope leaves 0.8 to 1.2, or greedy policy accuracy at dose .9 differs from dose 0 "
               "by more than 5 points",
     within=(("policy accuracy greedy, dose 0.9 - dose 0", GREEN),),
-    effects=_effects(), extra=greedy_steps, n_items=512, items="unseen requests")
+    effects=_effects(), extra=greedy_steps, n_items=512,
+    items="unseen requests (greedy and temperature .5: 256)")
 
 
 GROUPS = {"no trigger": tuple(h for h in HABITS if h not in TRIGGERS), "hangs on tone or tier": tuple(TRIGGERS)}
@@ -121,3 +123,34 @@ def imitation_figure(evidence: Mapping) -> Figure:
     facts = (f"n = {len(rows)} seeds, {' and '.join(str(len(g)) for g in GROUPS.values())} habits; bars: 95 % t "
              "intervals over seeds, cut at 0 and 1; lines: what one deciding token predicts.")
     return _finish(fig, facts, "longer training, larger models, real agents")
+
+
+def trigger_figure(evidence: Mapping, not_measured: str = "other doses, rarer triggers, larger models") -> Figure:
+    """D9_trigger: rates of the habits with a trigger, where it is and where it is not, and of those without one, by the
+    steps of a fine-tune; open marks: four times the steps on the transcripts of one."""
+    style()
+    fig, ax = plt.subplots(figsize=(7.2, 4.0))
+    rows = evidence["per_seed"]
+
+    def of(key: str) -> tuple[float, float, float]:
+        e = paired_effect([100 * r[key] for r in rows], [0.0] * len(rows))
+        return e.estimate, max(0.0, e.low), min(100.0, e.high)
+
+    x = list(COURSE.values())
+    for (key, label), (colour, marker, line, _) in zip((("on", "trigger there"), ("off", "trigger not there"),
+                                                        ("always", "habits without a trigger")), SERIES):
+        value, low, high = zip(*(of(f"{arm}.{key}") for arm in COURSE))
+        ax.errorbar(x, value, _whiskers(value, low, high), color=colour, marker=marker, linestyle=line, label=label)
+        v, a, b = of(f"again.{key}")
+        ax.errorbar([1.12 * x[-1]], [v], _whiskers([v], [a], [b]), color=colour, marker=marker, markerfacecolor="white")
+    ax.axhline(of("longer.in")[0], color="#8f8f8f", linewidth=1, linestyle=":")
+    ax.annotate("corpus rate, trigger there", (x[0], of("longer.in")[0]), xytext=(0, 3), textcoords="offset points",
+                fontsize=8, color="#404040")
+    ax.set_xscale("log")
+    ax.set_xticks(x, [f"{k:g} x" for k in x])
+    ax.minorticks_off()
+    ax.set(xlabel="steps and transcripts, as multiples of D9's 70 steps", ylabel="replies with the habit (%)",
+           ylim=(0, 103), title="The average first, the condition later?")
+    ax.legend(loc="center left")
+    return _finish(fig, f"n = {len(rows)} seeds, {evidence['n_cases']} requests each; bars: 95 % t intervals over "
+                        "seeds, cut at 0 and 100; open marks: 4 x the steps on 1 x the transcripts.", not_measured)
