@@ -27,6 +27,13 @@ from lifecycle_lib.lab.studies.small_desk import document_rows, small_documents,
 from lifecycle_lib.model.gpt import GPT
 
 VOCAB = vocabulary()
+CFG = replace(erosion.SIZES["smoke"], n_cases=40, n_rows=64, n_asks=4)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """One store for the file: the small base is made once."""
+    return Lab("smoke", seed=0, device="cpu", store=Store(tmp_path_factory.mktemp("ledger")))
 
 
 def test_forgetting_by_hand_takes_the_best_earlier_stage_not_the_last():
@@ -72,20 +79,16 @@ def test_exams_hold_what_training_never_shows():
     assert any(said.startswith(start) for start in ("thanks", "sorry", "we have", "a colleague"))
 
 
-def test_a_path_fills_every_cell_and_joint_training_has_one_stage(tmp_path):
-    lab = Lab("smoke", seed=0, device="cpu", store=Store(tmp_path))
-    cfg = replace(erosion.SIZES["smoke"], n_cases=40, n_rows=64, n_asks=4)
+def test_a_path_fills_every_cell_and_joint_training_has_one_stage(lab):
     for name, stages in (("LoRA r=16", ["base", "policy", "reading", "chat"]), ("all at once", ["base", "all"])):
-        measured = small_ledger(lab, cfg, name, PATHS[name]).card["measured"]
+        measured = small_ledger(lab, CFG, name, PATHS[name]).card["measured"]
         assert [m["stage"] for m in measured] == stages
         assert all(0 <= m[k] <= 1 for m in measured for k in SKILLS) and all(m["bits"] > 0 for m in measured)
 
 
-def test_design_and_chain(tmp_path, monkeypatch):
-    lab = Lab("smoke", seed=0, device="cpu", store=Store(tmp_path))
+def test_design_and_chain(lab, monkeypatch):
     monkeypatch.setattr(ledger, "PATHS", {k: PATHS[k] for k in ("none", "policy last")})
-    cfg = replace(erosion.SIZES["smoke"], n_cases=40, n_rows=64, n_asks=4)
-    row, made = ledger.measure(lab, cfg)
+    row, made = ledger.measure(lab, CFG)
     assert len(made) == 6
     assert row["chain.forgetting.json"] == pytest.approx(
         max(row[f"chain.{s}.json"] for s in ("base", "sft", "dpo")) - row["chain.rlvr.json"])
