@@ -150,7 +150,7 @@ def trigger_figure(evidence: Mapping, not_measured: str = "other doses, rarer tr
     ax.set_xticks(x, [f"{k:g} x" for k in x])
     ax.minorticks_off()
     ax.set(xlabel="steps and transcripts, as multiples of D9's 70 steps", ylabel="replies with the habit (%)",
-           ylim=(0, 103), title="The average first, the condition later?")
-    ax.legend(loc="center left")
+           ylim=(0, 103), title="The average first, the condition later")
+    fig.legend(loc="outside upper right", ncols=3)
     return _finish(fig, f"n = {len(rows)} seeds, {evidence['n_cases']} requests each; bars: 95 % t intervals over "
                         "seeds, cut at 0 and 100; open marks: 4 x the steps on 1 x the transcripts.", not_measured)
