@@ -28,6 +28,7 @@ class Design:
     `also`: further clauses of the falsifier, (effect, limit): that effect must not lie below the limit.
     `within`: (effect, margin): that effect must lie inside plus or minus the margin (equivalence).
     `equivalence`: the first effect itself is a claim of no difference, with `smallest` its margin.
+    `derive` adds to each row what follows from its own numbers, before the effects are made; the file keeps it too.
     `extra` makes what is not one number a seed (fits, curves) from the rows; it lands in the file as "extra".
     `n_items` of `items` are scored a seed (None: the frozen cases of the profile)."""
 
@@ -41,6 +42,7 @@ class Design:
     also: tuple[tuple[str, float], ...] = ()
     within: tuple[tuple[str, float], ...] = ()
     equivalence: bool = False
+    derive: Callable[[Row], Row] | None = None
     extra: Callable[[Sequence[Row]], dict] | None = None
     n_items: int | None = None
     items: str = "frozen cases"

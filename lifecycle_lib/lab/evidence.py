@@ -211,6 +211,8 @@ def measure_seed(name: str, profile: str, seed: int, root: str, device: str | No
 def concluded(name: str, profile: str, per_seed: Sequence[dict]) -> dict:
     """What a design says of its rows: claim, effects with intervals, verdict, and the rows themselves."""
     design = DESIGNS[name]
+    if design.derive:
+        per_seed = [{**r, **design.derive(r)} for r in per_seed]
     effects, decided = summarise(design, per_seed)
     return {"id": name, "claim": design.claim, "notebook": design.notebook, "rows": list(design.rows),
             "seeds": [r["seed"] for r in per_seed], "effects": effects, "verdict": decided,

@@ -101,6 +101,15 @@ def test_the_committed_file_follows_from_its_own_rows(name):
     assert recorded["run_cards"] and evidence.DESIGNS[name].claim == recorded["claim"]
 
 
+def test_what_follows_from_a_row_lands_in_it_and_replaces_an_older_value(monkeypatch):
+    design = small_design(derive=lambda r: {"after": 2 * r["half"]})
+    monkeypatch.setitem(DESIGNS, "rlvr_gain", design)
+    rows = [{"seed": s, "before": 0.5, "half": h, "after": 0.0} for s, h in enumerate((0.4, 0.42))]
+    told = evidence.concluded("rlvr_gain", "smoke", rows)
+    assert [r["after"] for r in told["per_seed"]] == [0.8, 0.84] and rows[0]["after"] == 0.0
+    assert told["effects"][0]["estimate"] == pytest.approx(0.32)
+
+
 def test_a_recorded_file_can_be_concluded_again_without_training(tmp_path):
     kept = json.loads((RESULTS / "D5.json").read_text())
     stale = kept | {"verdict": "refuted", "effects": []}

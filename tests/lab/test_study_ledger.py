@@ -92,6 +92,9 @@ def test_design_and_chain(lab, monkeypatch):
     assert len(made) == 6
     assert row["chain.forgetting.json"] == pytest.approx(
         max(row[f"chain.{s}.json"] for s in ("base", "sft", "dpo")) - row["chain.rlvr.json"])
+    row |= DESIGN.derive(row)
+    first = [max(row[f"none.{i}.{k}"] for i in range(3)) - row[f"none.3.{k}"] for k in ("refusal", "exact")]
+    assert row["none.forgetting"] == pytest.approx(sum(first) / 2)  # not of chat, which came last
     for _, treatment, control, *_ in DESIGN.effects:
         for key in (treatment, control):
             assert key is None or not key.startswith(("none.", "policy last.", "chain.")) or key in row
