@@ -12,7 +12,7 @@ from lifecycle_lib.desk.safety import REFUSALS
 from lifecycle_lib.desk.world import held_out, is_eligible
 from lifecycle_lib.judge.gates import GateRefused, decide
 from lifecycle_lib.lab.stages import Lab
-from lifecycle_lib.lab.studies import erosion
+from lifecycle_lib.lab.studies import erosion, erosion_rates
 from lifecycle_lib.lab.studies.erosion import (
     ARMS,
     DESIGN,
@@ -181,5 +181,9 @@ def test_design_measures_every_effect(tmp_path, monkeypatch):
     for _, treatment, control, _, *only in DESIGN.effects:
         for key in (treatment, control, *(only[0] if only else ())):
             assert key is None or key.split(".")[0] not in {*few, "start"} or key in row
+    monkeypatch.setattr(erosion_rates, "ARMS", {"plain": ARMS["plain"], "LoRA r=1": ARMS["LoRA r=1"]})
+    rates, kept = erosion_rates.measure(lab, cfg)  # the same fine-tunes, from the store
+    assert {a.fingerprint for a in kept} < {a.fingerprint for a in made} and rates["plain.curve"] == row["plain.curve"]
+    assert rates["plain.reached"] == 0.0 == rates["plain.refusal"]  # a smoke model never gets there
     named = {name for name, *_ in DESIGN.effects}
     assert len(named) == len(DESIGN.effects) and {n for n, _ in DESIGN.also} <= named
