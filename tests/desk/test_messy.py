@@ -114,8 +114,8 @@ def test_switching_typos_off_changes_no_other_word():
 
 @pytest.mark.parametrize("register", REGISTERS)
 def test_generated_rates_are_the_measured_ones(register):
-    """5,000 messages a register: every fitted rate within 4 standard errors of the one that was counted."""
-    rows = fit_report(sample_messages(5000, RATES, register, seed=11), RATES["registers"][register])
+    """3,000 messages a register: every fitted rate within 4 standard errors of the one that was counted."""
+    rows = fit_report(sample_messages(3000, RATES, register, seed=11), RATES["registers"][register])
     assert [(r["name"], r["measured"], r["generated"]) for r in rows if abs(r["z"]) > 4] == []
     assert len(rows) > 12
 
@@ -139,7 +139,7 @@ def test_a_generator_that_lowers_the_first_i_as_well_is_caught(monkeypatch):
     assert "lower_start" in {r["name"] for r in rows if abs(r["z"]) > 4}
 
 
-def typos_in(rates, n=2000, register="shorthand"):
+def typos_in(rates, n=1500, register="shorthand"):
     """{length class: (words with a typo, words)} from pairs with and without typos: same draws, same words."""
     found = {name: [0, 0] for name in LENGTHS}
     for seed in range(n):
