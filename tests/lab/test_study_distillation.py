@@ -1,5 +1,6 @@
 """The distillation study: planted rates, calibration by hand and by scipy, transfer sets, and a run from end to end."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -100,6 +101,33 @@ def test_a_filter_keeps_right_answers_and_says_what_it_could_not_cover(model):
             assert answer.split()[0] == right[f"{prompt} ->"]
             checked += 1
     assert checked > 5 and 0 < some["coverage"] < 1 and some["tokens_per_target"] > facts["tokens_per_target"]
+
+
+def test_a_verifier_that_errs_passes_its_share_of_the_wrong_answers(model):
+    """At passes = 0 no wrong answer gets through, at 1 all do; between them a share. Rows of the file stand beside."""
+    def wrong(passes: float) -> float:
+        signal = Signal(kind="answers", rows=400, temperature=1.0, filtered=True, passes=passes)
+        feed, _ = study.lesson(model, signal, 0)
+        right = {a.prompt: a.right for a in study.draw_asks(400, 0, "student")}
+        said = [VOCAB.decode(i for i in ids if i > 2).split() for s in range(4) for ids in feed(s).rows.ids.tolist()]
+        return sum(words[5:6] != [right[" ".join(words[:5])]] for words in said) / len(said)
+
+    assert wrong(0.0) == 0 < wrong(0.2) < 0.6 * wrong(1.0)
+    feed, _ = study.lesson(model, Signal(kind="answers", rows=64, kept=64, temperature=1.0), 0)
+    old = {a.prompt for a in study.draw_asks(64, 0, "file")}
+    seen = [VOCAB.decode(i for i in ids if i > 2).split() for s in range(2) for ids in feed(s).rows.ids.tolist()]
+    assert sum(" ".join(words[:5]) in old for words in seen) >= 50
+
+
+def test_entropy_given_the_prompt_by_hand():
+    """A model whose next token is uniform over V words: each of at most 5 tokens costs ln V."""
+    flat = GPT(study.GPTConfig(vocab_size=len(VOCAB), block_size=16, n_layer=1, n_head=2, n_embd=8))
+    flat.wte.weight.data.zero_()
+    drawn = study.answers_of(flat, study.draw_asks(50, 0, "exam", True), 1.0, 0)
+    assert study.examine(flat, 0)["entropy_given"] == pytest.approx(
+        math.log(len(VOCAB)) * sum(map(len, study.answers_of(flat, study.draw_asks(1000, 0, "exam", True), 1.0, 0).ids))
+        / 1000, rel=1e-4)
+    assert all(abs(x + math.log(len(VOCAB))) < 1e-4 for lps in drawn.logps for x in lps)
 
 
 def test_students_run_from_end_to_end_and_are_kept(lab):

@@ -10,7 +10,8 @@ import pytest
 
 from lifecycle_lib.core.store import Store
 from lifecycle_lib.desk.cases import draw_cases, golden_case
-from lifecycle_lib.desk.dialogues import draw_dialogues
+from lifecycle_lib.desk.dialogues import AGAIN, draw_dialogues
+from lifecycle_lib.desk.world import ITEMS, PHRASES
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies import sft_contract as study
 from lifecycle_lib.train.chat import encode_chat
@@ -52,9 +53,28 @@ def test_drifts_change_every_prompt_and_only_the_control_does_not():
 def test_arms_see_equal_tokens(lab):
     tok, cfg = lab.load_tokenizer(), study.SIZES["laptop"]
     cfg = dataclasses.replace(cfg, steps=4)
-    seen = {arm: sum(int((study.turn_batches(tok, arm, cfg, 0)(s).ids != 0).sum()) for s in range(4))
-            for arm in study.CONVERSATION}
-    assert max(seen.values()) / min(seen.values()) < 1.06, seen
+    seen = {arm: study.tokens_of(tok, arm, cfg, 0) for arm in (*study.CONVERSATION, "own reasons")}
+    read = [s["read"] for s in seen.values()]
+    assert max(read) / min(read) < 1.06, seen
+    assert 1.2 < seen["dialogues"]["taught"] / seen["single"]["taught"] < 1.6  # equal tokens read, not taught
+    assert 0.85 < seen["own reasons"]["taught"] / seen["dialogues"]["taught"] < 1.15
+
+
+def test_own_reasons_need_no_memory():
+    """Each turn's answer follows from that turn's message alone, whatever stood before; a dialogue's does not."""
+    reason_of = {p.format(item=i): r for r, phrases in PHRASES.items() for p in phrases for i in ITEMS}
+
+    def follows(messages: list[dict]) -> list[bool]:
+        lines = [m["content"].split() for m in messages if m["role"] == "policy"]
+        said = [m["content"].split(", ", 1)[-1] if m["content"].startswith(AGAIN) else m["content"]
+                for m in messages if m["role"] == "user"]
+        ids = [next((i for r, i, _ in lines if r == reason_of.get(text)), None) for text in said]
+        answers = [json.loads(m["content"]) for m in messages if m["role"] == "bot"]
+        return [text in reason_of and a.get("policy_id") == i for text, i, a in zip(said, ids, answers)]
+
+    assert all(all(follows(m)) for m in study.own_reasons(60, 0))
+    broken = [follows(d.messages()) for d in draw_dialogues(30, 0, "train", ("keep",))]
+    assert all(marks[0] and not any(marks[1:]) for marks in broken)
 
 
 def test_what_a_cut_history_keeps(lab):
