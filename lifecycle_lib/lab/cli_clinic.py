@@ -9,7 +9,14 @@ from lifecycle_lib.lab.cli_store import store_root
 
 def register(commands: "argparse._SubParsersAction") -> None:
     text = "seventeen broken runs: read the chart, order tests, name the cause"
-    sub = commands.add_parser("clinic", help=text, description=text, allow_abbrev=False)
+    sub = commands.add_parser(
+        "clinic", help=text, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{text}.\nA right name is worth 5 points, less 1 for each test ordered and 2 for each wrong name.",
+        epilog="""first   lifecycle clinic                              who is waiting
+then    lifecycle clinic 3                            a chart, its tests, and the causes to choose from
+        lifecycle clinic 3 --test "healthy twin"      the same run without the bug
+        lifecycle clinic 3 --test "reward of"         any test, by the start of its name
+        lifecycle clinic 3 --cause leaked_split       your diagnosis; a wrong one is told why""")
     sub.add_argument("patient", nargs="?", help="1 to 17; without it, the waiting room and your points")
     sub.add_argument("--test", metavar="NAME", help="order a test (costs a point); its name, or the start of it")
     sub.add_argument("--cause", metavar="NAME", help="your diagnosis")
@@ -33,8 +40,11 @@ def cmd_clinic(args: argparse.Namespace) -> int:
     clinic.patient(args.patient)
     number = int(args.patient)
     if args.test:
-        names = [t for t in (*clinic.chart(number).tests, clinic.TWIN) if t.startswith(args.test)]
-        name = names[0] if len(names) == 1 else args.test
+        every = (*clinic.chart(number).tests, clinic.TWIN)
+        names = [t for t in every if t == args.test] or [t for t in every if t.startswith(args.test)]
+        if len(names) > 1:
+            raise ValueError(f"test {args.test!r} could be {' or '.join(map(repr, names))}; give more of its name")
+        name = names[0] if names else args.test
         print(f"{name}: {clinic.order_test(number, name, book)}")
     if args.cause:
         right = clinic.show_verdict(number, args.cause, book)

@@ -50,9 +50,32 @@ CAUSES = {
     "merge_without_scale": "the adapter was merged without alpha / rank",
     "augmented_facts": "augmentation changes the facts that the answer depends on",
     "forgotten_t2": "the softened loss is not multiplied by its temperature squared",
-    "too_few_steps": "nothing is wrong: it was stopped too early",
+    "too_few_steps": "nothing is wrong but that it was stopped too early",
     "bad_verifier": "the verifier pays wrong answers",
     "kl_too_strong": "the KL penalty holds the policy where it was",
+}
+
+WOULD_SHOW = {  # how a chart with this cause looks: the answer to a wrong name
+    "mask_off_by_one": "the counted tokens of a row would begin before its answer and stop before <eos>",
+    "shifted_twice": "the library's own loss on the same rows would be far above the run's",
+    "padding_counted": "a row would have more targets than its answer has words",
+    "template_drift": "one prompt would read differently in training and in the service",
+    "leaked_split": "evaluation prompts would stand in the training file, and only new requests would fail",
+    "seed_after_init": "two runs with one seed would start from different weights",
+    "erasing_rate": "the weights would have moved by more than their own length, and an old task would be lost",
+    "mean_of_means": "one batch would have one loss at once and another in two parts",
+    "own_reference": "DPO's loss would be ln 2 at every step, with a gradient that is not 0",
+    "optimiser_elsewhere": "the loss would stand still with a gradient of 0, and no weight would move",
+    "swapped_pairs": "a pair would prefer the worse answer, and what it should lower would rise",
+    "reward_sees_eos": "a right answer, scored by hand, would earn nothing",
+    "greedy_rollouts": "a group of 8 would hold one answer, eight times",
+    "temperature_mismatch": "the ratio of new to old would not be 1 at step 1",
+    "merge_without_scale": "logits before and after a merge would differ",
+    "augmented_facts": "answers would contradict the messages they stand beside",
+    "forgotten_t2": "the soft part of a loss would have next to no gradient beside the hard part",
+    "too_few_steps": "the loss would still be falling, and the healthy twin, as long, would be no better",
+    "bad_verifier": "a wrong answer would earn: the reward would rise while exact pass falls",
+    "kl_too_strong": "rewards would differ inside a group, and the policy would still not move",
 }
 
 PATIENTS: tuple[Patient, ...] = (
@@ -95,7 +118,8 @@ PATIENTS: tuple[Patient, ...] = (
             "each token learnt to foresee the one after the next, so the first word of the answer is skipped.",
             "shift in one place only; hold the loss against an independent one on one batch", "07"),
     Patient("optimiser_elsewhere", "DPO: the loss is 0.693 in every step. A colleague says it must be the reference.",
-            patients.optimiser_elsewhere, lambda c: set(c.tests["gradient norm"]) == {0.0},
+            patients.optimiser_elsewhere,
+            lambda c: set(c.vitals["reward accuracy"]) == {0.0} == set(c.tests["gradient norm"]),
             "no gradient reaches the parameters that the optimiser holds: the loss is computed on another copy.",
             "build the optimiser from the model that computes the loss; check that one weight moved at step 1", "11"),
     Patient("padding_counted", "This run's loss is far below last week's, and its answers are worse.",
@@ -204,5 +228,6 @@ def show_verdict(number: int, cause: str, book: Book) -> bool:
         print(f"Right, {points} of {FULL_POINTS} points: {CAUSES[cause]}.\nWhy: {one.why}\nMend: {one.fix}."
               f"\nMore in notebook {one.notebook}.")
     else:
-        print(f"No: {CAUSES[cause]}? That would look different. Order a test, or compare with the healthy twin.")
+        print(f"No, {points} points left. If {CAUSES[cause]}, {WOULD_SHOW[cause]}. This run does not show that: order "
+              "a test, or compare with the healthy twin.")
     return right

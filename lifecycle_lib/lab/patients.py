@@ -310,8 +310,8 @@ def augmented_facts(planted: bool) -> Chart:
         return answer.endswith("yes" if int(days[1:]) <= WINDOWS[reason][1] else "no")
 
     prompts = [noisy(a.prompt) for a in given]
-    changed = next([a.prompt, p] for a, p in zip(given, prompts) if sorted(a.prompt.split()) != sorted(p.split())
-                   or not planted and a.prompt != p)
+    changed = next(f"{a.prompt} -> {p}, answered {a.answer}" for a, p in zip(given, prompts)
+                   if a.prompt != p and follows(p, a.answer) != planted)
     model, rows = new_model(), rows_of(VOCAB, prompts, [a.answer for a in given])
     losses, clean = train(model, rows).losses, asks(128, "eval")
     return Chart({"loss": at_steps(losses), "exact pass, clean messages": exact(model, clean)},
@@ -323,7 +323,7 @@ def augmented_facts(planted: bool) -> Chart:
 
 
 def forgotten_t2(planted: bool) -> Chart:
-    """A student learns from its teacher's softened probabilities, beside a few labels of which many are wrong."""
+    """A student learns from its teacher's softened probabilities and, a little, from labels half of which are wrong."""
     teacher, student, temperature = tuned(0.0), new_model(1), 4.0
     rng, given = make_rng(0, "clinic labels"), asks(1024, "train")
     flip = {"yes": "no", "no": "yes"}
@@ -342,7 +342,7 @@ def forgotten_t2(planted: bool) -> Chart:
         kl = kl if planted else kl * temperature ** 2
         if not norms:
             norms.extend(float(gradient(m, part).norm()) for part in (kl, hard))
-        return 0.95 * kl + 0.05 * hard, {}
+        return 0.9 * kl + 0.1 * hard, {}
 
     losses = train(student, rows, loss_fn, steps=200).losses
     test = asks(128, "eval")
@@ -350,4 +350,5 @@ def forgotten_t2(planted: bool) -> Chart:
                   "exact pass, student": exact(student, test)},
                  {"gradient of the soft part / of the hard part, step 1": round(norms[0] / norms[1], 2),
                   "share of labels that are right": share(VOCAB.decode([int(r[-2])]) == w[1] for r, w in
-                                                          zip(rows.ids, words)), "weight of the soft part": 0.95})
+                                                          zip(rows.ids, words)), "weight of the soft part": 0.9,
+                  "temperature": temperature})

@@ -47,6 +47,18 @@ def test_no_chart_holds_a_broken_number(number):
     assert all(math.isfinite(x) for part in (seen.vitals, seen.tests) for v in part.values() for x in numbers(v))
 
 
+def test_no_chart_shows_the_sign_of_another_cause():
+    """A wrong name is answered with what it would show: so no other sign may be there, where it can be read at all."""
+    for number in NUMBERS:
+        for other in clinic.PATIENTS:
+            try:
+                shows = other.sign(clinic.chart(number))
+            except KeyError:  # nothing of the kind is measured in this run
+                continue
+            assert shows == (other is clinic.patient(number)), (number, other.cause)
+    assert set(clinic.WOULD_SHOW) == set(clinic.CAUSES)
+
+
 def test_a_vital_alone_does_not_tell_two_patients_at_ln_2_apart_but_a_test_does():
     a, b = (next(n for n in NUMBERS if clinic.patient(n).cause == c) for c in ("own_reference", "optimiser_elsewhere"))
     assert clinic.chart(a).vitals["loss"] == clinic.chart(b).vitals["loss"] == [round(math.log(2), 3)] * 5
@@ -108,6 +120,9 @@ def test_the_command(tmp_path, capsys):
     assert main(["clinic", "6", "--test", "prompt in the s", "--book", book]) == 0
     assert "<user>" in capsys.readouterr().out
     assert main(["clinic", "6", "--cause", "leaked_split", "--book", book]) == 1
+    assert "evaluation prompts would stand in the training file" in capsys.readouterr().out
+    assert main(["clinic", "6", "--test", "prompt in", "--book", book]) == 2
+    assert "could be 'prompt in training' or 'prompt in the service'" in capsys.readouterr().err
     assert main(["clinic", "6", "--cause", "template_drift", "--book", book]) == 0
     assert "2 of 5 points" in capsys.readouterr().out
     assert json.loads((tmp_path / "book.json").read_text())["6"]["points"] == 2
