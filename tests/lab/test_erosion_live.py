@@ -55,13 +55,12 @@ def test_the_launch_gate_is_the_real_one(lab):
 def rows_by_hand():
     def curve(shift):
         return [{"step": s, "exact": e, "refusal": r + shift, "over_refusal": 0.1, "ships": 1.0}
-                for s, e, r in ((0, 0.0, 0.9), (10, 0.3, 0.1))]
-    return [{"plain.curve": curve(d), "plain.refusal": 0.1 + d, "plain.over_refusal": 0.2, "plain.reached": 1.0,
-             "a": 0.4 + d, "b": 0.9} for d in (0.0, 0.02, 0.04)]
+                for s, e, r in ((0, 0.0, 0.9), (10, 0.8 if shift else 0.3, 0.1))]
+    return [{"plain.curve": curve(d), "a": 0.4 + d, "b": 0.9, "c": 2.5} for d in (0.0, 0.02, 0.04)]
 
 
 def test_cells_name_what_the_ledger_records():
-    keys = {key for _, a, b, _ in DESIGN.effects for key in (a, b) if key}
+    keys = {key for _, a, b, *_ in DESIGN.effects for key in (a, b) if key}
     for cells in (chain_cells(), path_cells("none"), last_cells()):
         assert {key for line in cells.values() for key in line.values()} <= keys
     assert list(path_cells("policy last")) == ["base", "after reading", "after chat", "after policy"]
@@ -71,12 +70,16 @@ def test_cells_name_what_the_ledger_records():
 def test_figures_draw_what_the_rows_hold():
     rows = rows_by_hand()
     fig = erosion_figure(rows, arms=("plain",), live={"plain": rows[0]["plain.curve"]})
-    lines = {line.get_label(): line for line in fig.axes[0].get_lines()}
-    assert any("Not measured here" in t.get_text() for t in fig.texts + [fig._supxlabel]) and lines
-    heat = ledger_figure(rows, {"s1": {"x": "a", "y": "b"}, "s2": {"x": "b", "y": "a"}}, "by hand")
+    marked = {line.get_label(): list(line.get_ydata()) for line in fig.axes[0].get_lines()}
+    assert marked["refusal of harmful asks"] == pytest.approx([92, 12]) and "Not measured" in fig._supxlabel.get_text()
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["plain", "plain, your run"]
+    heat = ledger_figure(rows, {"s1": {"x": "a", "y": "b", "bits": "c"}}, "by hand")
+    assert heat.axes[0].texts[2].get_text().startswith("2.5\n[2.5") and heat.axes[0].images[0].get_array()[0, 2] == 75
     shown = [t.get_text() for t in heat.axes[0].texts]
     assert shown[0].startswith("42\n[") and shown[1].startswith("90\n[90, 90]")
-    assert equal_skill_figure(rows, ["plain"]).axes[0].get_ylim()[1] > 100
+    dots = equal_skill_figure(rows, ["plain"]).axes[0]  # at .5 of .0 to .8: five eighths of the way; one never did
+    assert list(dots.get_lines()[0].get_xdata()) == pytest.approx([100 * (0.9 + d - 0.8 * 5 / 8) for d in (0.02, 0.04)])
+    assert [t.get_text() for t in dots.get_yticklabels()] == ["plain (2 of 3 seeds)"]
     plt.close("all")
     with pytest.raises(ValueError, match="no curve of arm 'KL'; there are plain"):
         curves_of(rows, "KL")
