@@ -10,9 +10,10 @@ from lifecycle_lib.core.store import Store
 from lifecycle_lib.desk.messy import CAUSES, load_rates
 from lifecycle_lib.desk.messy_measure import js_divergence, trigrams
 from lifecycle_lib.desk.world import REASONS
+from lifecycle_lib.lab import messy_figures
 from lifecycle_lib.lab.design import summarise
 from lifecycle_lib.lab.stages import Lab
-from lifecycle_lib.lab.studies import STUDIES, messy, messy_figures
+from lifecycle_lib.lab.studies import STUDIES, messy
 from lifecycle_lib.lab.studies.messy import CUSTOMERS, PLAYERS, TEACHER, WRITERS, drawn, reader_tokens, shapley, worth
 
 
