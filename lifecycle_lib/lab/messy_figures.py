@@ -102,7 +102,8 @@ def distance_figure(evidence: Mapping, not_measured: str = "writers other than t
         ax.plot(d, g, marker, color=colour, markerfacecolor="white" if i >= len(SERIES) else colour)
         dx, dy, side = {"typed as measured": (-7, -3, "right"), "a quarter in customers' words": (7, -8, "left")}.get(
             name, (7, 3, "left"))
-        ax.annotate("the exam's writer (floor)" if name == "customers" else name, (d, g), xytext=(dx, dy), textcoords="offset points", fontsize=8, ha=side)
+        shown = "the exam's writer (floor)" if name == "customers" else name
+        ax.annotate(shown, (d, g), xytext=(dx, dy), textcoords="offset points", fontsize=8, ha=side)
     r = evidence["extra"]["correlation_over_writers"]
     ax.set(xlabel="divergence of character trigrams from the exam's writer, before training (bits)", xlim=(0, 0.36),
            ylabel="points under the teacher's offline score",
