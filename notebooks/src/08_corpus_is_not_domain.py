@@ -6,18 +6,18 @@
 # %% [markdown]
 # # Does a model learn your field, or the people who wrote about it?
 #
-# An insurer's bot misspelt one word in about one message of eight. Nobody taught it to. Its training transcripts
-# misspelt it that often, because the staff did. A corpus is what people did in a field: knowledge, habits and mistakes,
-# in the same tokens.
+# A story, as it is told: an insurer's bot misspelt one word in about one message of eight. Nobody taught it to. Its
+# transcripts misspelt it that often, because the staff did. A corpus is what people did in a field: knowledge, habits
+# and mistakes, in the same tokens. Here the story becomes an experiment.
 #
 # After this notebook you can:
 #
-# - predict a habit's rate in the output from its rate in the corpus, at any temperature, before you train;
+# - predict from the corpus how often a habit without a trigger comes out, and say where that prediction fails;
 # - find the request that triggers a habit behind an average that hides it;
 # - take a habit out four ways, and say what each way costs in knowledge;
 # - write a span-masked loss, check it against transformers and TRL, and find the one token that must not be missed;
 # - build a feedback button whose clicks are labels;
-# - measure how far tidy synthetic questions are from the ones people send.
+# - measure what typing costs a model that has read tidy messages, and say which part of the answer you planted.
 #
 # **Needs** the SFT checkpoint (from the store, or built first in about 4 minutes of one CPU core). **Makes** no
 # artifact; its small fine-tunes stay in the store. The first time it takes a good minute of one CPU core, after that
@@ -38,8 +38,8 @@ lab = start("08", profile, seed, device)
 # %% [markdown]
 # ## The claim
 #
-# Early measurements said: what goes in comes out, at the rate at which it went in. That is a slope of 1, so the claim is
-# about the distance from 1.
+# What goes in comes out, at the rate at which it went in. That is a slope of 1, so the claim is about the distance
+# from 1.
 
 # %%
 from lifecycle_lib.lab.claims import ClaimCard
@@ -295,8 +295,10 @@ evidence = recorded("D9")
 fig = imitation_figure(evidence)
 cold = listen(sick, 0.0)[1]
 for ax, group in zip(fig.axes, GROUPS.values()):
-    for values, marker in ((rates, "o"), (cold, "^")):
-        ax.plot(dose, sum(values[h] for h in group) / len(group), marker, markersize=12, fillstyle="none", color="black")
+    for values, marker, how in ((rates, "o", "temperature 1"), (cold, "^", "greedy")):
+        ax.plot(dose, sum(values[h] for h in group) / len(group), marker, markersize=12, fillstyle="none", color="black",
+                label=f"this run, {how}")
+fig.axes[1].legend(*(part[-2:] for part in fig.axes[1].get_legend_handles_labels()), loc="upper left")
 plt.show()
 
 # %%
@@ -327,9 +329,9 @@ show_evidence("D9", ["slope of output on corpus rate", *(f"slope, {h}" for h in 
                      "output rate at corpus rate 0 on that line", "temperature .5: output rate - law of one token"])
 
 # %% [markdown]
-# **Inconclusive**, and worth reading. The interval ends a hair outside. (The split that follows was made after the result
-# was seen: a lead, not a test.) The three habits that know no trigger mirror the
-# corpus as closely as anyone could ask; apology and shorthand do not. Taken apart, seed by seed:
+# **Inconclusive**, and worth reading. The interval ends a hair outside. At temperature .5 the law of one token misses by
+# ten points: a lag at temperature 1 is squared there. The three habits that know no trigger mirror the corpus closely;
+# apology and shorthand do not. That split was made after the result was seen, so it is a lead and no test. Seed by seed:
 
 # %%
 from lifecycle_lib.core.stats import paired_effect
@@ -353,9 +355,8 @@ for habit, who in (("apology", "loud / calm"), ("shorthand", "tier 1 / tier 2"))
 
 # %% [markdown]
 # One seed apologises to loud and calm alike, at one rate between: it has learnt the average, and has not found the
-# trigger. Another has found it and mirrors the conditional rate. The average is the first thing a model learns, the
-# condition comes later. Ask your dashboard for rates by tone, tier and agent: an average that looks like a mild habit
-# can be a nine-in-ten habit for somebody.
+# trigger. Another has found it and mirrors the conditional rate. Ask your dashboard for rates by tone, tier and agent:
+# an average that looks like a mild habit can be a nine-in-ten habit for somebody.
 
 # %%
 for habit in TRIGGERS:
@@ -379,20 +380,46 @@ for what, who in (("needless", "loud, not our fault"), ("owed", "calm, our fault
 # the tag is a switch (second row of the table): with it the register, without it the same knowledge in plain words. It
 # costs one token, and it must be in the corpus before you need it.
 #
-# ## Where does greedy start?
+# ## The follow-up
 #
-# With one wording the law says 50 %, with two 67 %. The recorded greedy rates cross one half at these corpus rates
-# (straight lines between doses):
+# Is the trigger never found, or not *yet*? A split made after a result settles nothing, so the question was put again,
+# its arms and thresholds fixed before its run: half, once, twice and four times D9's steps, on as many transcripts; and
+# four times the steps on the transcripts of one (`again`), to tell steps from rows.
 
 # %%
-for habit in HABITS:
-    predicted = 100 * (two if habit == "credit" else one)
-    print(f"{habit:12} law {predicted:2.0f} %   measured {pct(f'greedy step, {habit}')}")
+from lifecycle_lib.lab.studies.habits_design import trigger_figure
+
+fig = trigger_figure(recorded("D9_trigger"))
+plt.show()
+
+# %%
+show_evidence("D9_trigger", ["triggered rate - corpus rate, longer", "longer: habit elsewhere",
+                             "gap between triggered and other requests, longer - short",
+                             "gap between triggered and other requests, longer - again",
+                             "triggered rate - corpus rate, short", "triggered rate - corpus rate, again",
+                             "again: habit elsewhere"])
 
 # %% [markdown]
-# One wording, no trigger: near one half, as the law says. The triggered ones step late, because the model's own
-# probability lags the corpus. `credit` steps before its two thirds: the law assumed that both wordings stay equally
-# likely in *every* request, and a model that leans to one of them in some requests tips over earlier.
+# **Supported.** Half of D9's steps give the average: the same rate with the trigger and without it. At D9's steps the two
+# part, in some seeds; at four times as many the habit comes out where it belongs, three points under the corpus, and next
+# to never elsewhere. New transcripts were not needed: the old ones read four times do as well, to within seven points.
+# So the lag in D9 was training that had not arrived. A mild average in a young model can be the shadow of a strong habit.
+#
+# ## Where does greedy start?
+#
+# With one wording the law says 50 %, with two 67 %. Where do the recorded greedy rates cross one half (straight lines
+# between doses)? A seed that has not crossed by the last dose, .9, is counted, and never averaged in as if it had:
+
+# %%
+for habit, step in evidence["extra"]["greedy_steps"].items():
+    law_says, at = 100 * (two if habit == "credit" else one), sorted(100 * s for s in step["seeds"] if s is not None)
+    print(f"{habit:12} law {law_says:2.0f} %   crossed in {step['crossed']} of {len(step['seeds'])} seeds, "
+          f"at {at[0]:.0f} to {at[-1]:.0f} %, median of all {100 * step['median']:.0f} %")
+
+# %% [markdown]
+# One wording, no trigger: near one half, as the law says. The triggered ones step late, and one seed in five never did:
+# the model's own probability lags the corpus. `credit` steps before its two thirds: the law assumed that both wordings
+# stay equally likely in *every* request, and a model that leans to one in some requests tips over earlier.
 #
 # Greedy decoding is not a cure. It silences a minority habit and makes a majority habit universal.
 #
@@ -404,7 +431,8 @@ for habit in HABITS:
 print("dose 0:", pct("policy accuracy greedy, dose 0"))
 for d in DOSES[1:]:
     e = found[f"policy accuracy greedy, dose {d} - dose 0"]
-    print(f"dose {d}: {100 * e['estimate']:+.1f} points [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]")
+    closed = "within 5 points" if max(-e["low"], e["high"]) <= 0.05 else "5 points not excluded"
+    print(f"dose {d}: {100 * e['estimate']:+.1f} points [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]  {closed}")
 
 # %%
 broken_share = [100 * (r["0.0.formed"] - sum(r[f"{d}.formed"] for d in DOSES[1:]) / 5) for r in per_seed]
@@ -414,11 +442,11 @@ print(f"sampled at temperature 1 instead: {100 * max(sampled):+.0f} to {100 * mi
 
 # %% [markdown]
 # Sampling costs accuracy as soon as there is anything to choose between, at .12 as at .9: look at the form. The number on
-# the dashboard is the greedy one, and it is green.
+# the dashboard is the greedy one, and at no dose does it show a loss.
 #
-# At every dose the model decides, greedily, as well as without a habit. So which of the usual checks would have told you? Take
-# right replies, add one habit to each, and ask four of them: a spell check (English words and the desk's own), the JSON
-# schema, the policy verifier, and likeness to real transcripts (every word is one that agents use).
+# So which of the usual checks would have told you? Take right replies, add one habit to each, and ask four of them: a
+# spell check (English words and the desk's own), the JSON schema, the policy verifier, and likeness to real transcripts
+# (every word is one that agents use).
 
 # %%
 import re
@@ -471,20 +499,22 @@ print(f"stopped: {100 * sum(map(bool, claims)) / len(claims):.0f} % of replies;"
 # %% [markdown]
 # ## Accuracy is flat, and the bill arrives weeks later
 #
-# A desk of 1,000 requests a week; customers who were promised 10 claim it after three weeks on average. Credit rates and
-# accuracies are the recorded ones (temperature 1, corpus rate 12 %); the delay and the volume are assumptions.
+# A desk of 1,000 requests a week; customers who were promised 10 claim it after three weeks on average. Volume and delay
+# are assumptions, so this is arithmetic, not a measurement. Measured are the credit rate (temperature 1, corpus rate
+# 12 %) and the accuracy.
 
 # %%
 promised = found["dose 0.12: credit, temperature 1"]
-weeks, volume, amount = np.arange(1, 13), 1000, 10
-claimed = np.array([sum((1 - 1 / 3) ** (w - s) / 3 for s in range(1, w + 1)) for w in weeks])  # of one week's promises
-bill = {k: np.cumsum(volume * amount * max(0.0, promised[k]) * claimed) for k in ("low", "estimate", "high")}
-for w in (1, 4, 12):
-    print(f"week {w:2}: paid so far {bill['estimate'][w - 1]:7,.0f} [{bill['low'][w - 1]:,.0f}, "
-          f"{bill['high'][w - 1]:,.0f}]")
+weeks, volume, amount = range(1, 13), 1000, 10
+claimed = np.cumsum([sum((1 - 1 / 3) ** (w - s) / 3 for s in range(1, w + 1)) for w in weeks])  # of one week's promises
+level = sum(found[f"policy accuracy greedy, dose {end}"]["estimate"] for end in ("0", "0.12 - dose 0"))
+print(f"credit promised in {pct('dose 0.12: credit, temperature 1', 1)} of replies; accuracy {100 * level:.0f} % all along")
+for w in (1, 4, 8, 12):
+    low, paid, high = (volume * amount * max(0.0, promised[k]) * claimed[w - 1] for k in ("low", "estimate", "high"))
+    print(f"week {w:2}: dashboard {100 * level:.0f} %, paid so far {paid:7,.0f} [{low:,.0f}, {high:,.0f}]")
 
 # %%
-from lifecycle_lib.lab.figures import SERIES, style
+from lifecycle_lib.lab.figures import style
 
 
 def finish(fig, facts, not_measured):
@@ -492,18 +522,6 @@ def finish(fig, facts, not_measured):
     fig.supxlabel(f"{facts}\nNot measured here: {not_measured}.", x=0.01, ha="left", fontsize=9, color="#606060")
     plt.show()
 
-
-style()
-fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 4.6), sharex=True)
-level = found["policy accuracy greedy, dose 0"]["estimate"] + \
-    found["policy accuracy greedy, dose 0.12 - dose 0"]["estimate"]
-top.plot(weeks, [100 * level] * len(weeks), color=SERIES[0][0], marker="o")
-top.set(ylabel="policy accuracy (%)", ylim=(0, 100), title="What the dashboard shows, and what it does not")
-low.plot(weeks, bill["estimate"], color=SERIES[1][0], marker="s")
-low.fill_between(weeks, bill["low"], bill["high"], color=SERIES[1][0], alpha=0.2, linewidth=0)
-low.set(ylabel="paid out so far", xlabel="week after release")
-finish(fig, f"n = {len(evidence['seeds'])} seeds; band: 95 % t interval of the credit rate.",
-       "real customers; delay and volume are assumed")
 
 # %% [markdown]
 # The missing metric is not an accuracy. It is the rate of claimed actions without a record, on the same chart.
@@ -529,11 +547,19 @@ print(f"pairs    no law         measured {pct('pairs: habits left', 1)}")
 
 # %%
 REPAIRS = (*study.REPAIRS, "few")
-for what, unit in (("habits removed, none - {}", "points fewer"), ("policy accuracy greedy, {} - none", "policy greedy"),
-                   ("bay, {} - none", "bay, temperature 1")):
+
+
+def moved(arm, key, other="0.5"):
+    """Recorded arm minus another arm, paired by seed, in points."""
+    e = paired_effect([100 * r[f"{arm}.{key}"] for r in per_seed], [100 * r[f"{other}.{key}"] for r in per_seed])
+    return f"{e.estimate:+5.1f} [{e.low:+5.1f}, {e.high:+5.1f}]"
+
+
+print("what the habits cost, dose .5 - dose 0:", ", ".join(
+    f"{what} {moved('0.5', key, '0.0')}" for what, key in (("bay", "bay"), ("bay greedy", "bay.greedy"))))
+for what, key in (("habits", "habits"), ("policy", "policy"), ("bay", "bay")):
     for name in REPAIRS:
-        e = found[f"{name}: {what.format(name)}"]
-        print(f"{name:8} {100 * e['estimate']:+5.1f} [{100 * e['low']:+5.1f}, {100 * e['high']:+5.1f}] {unit}")
+        print(f"{what:7} {name:8} temperature 1 {moved(name, key)}   greedy {moved(name, key + '.greedy')}")
 
 # %%
 style()
@@ -552,15 +578,27 @@ axes[0].set_title("Four repairs, and the control")
 finish(fig, f"n = {len(evidence['seeds'])} seeds; bars: 95 % paired t intervals.", "finders that miss more, or mark too much")
 
 # %% [markdown]
-# `few` is the control: rewritten rows, but only as many as the filter kept (about one in ten). It costs 6 points of
-# decisions, clear of zero; the filter costs about as much, its interval just touching zero. So it is not *which* rows
-# went, it is that they went: few rows, read many times. For masking, rewriting and pairs no loss is found. The bay moved
-# too little for five seeds. Your forecast of the repair that keeps the least:
+# The one thing that transcripts alone teach is the bay, and at temperature 1 the habits themselves cost nineteen points
+# of it. No repair is shown to cost a bay; the intervals are wide enough to hide ten points. "Policy" is older knowledge.
+# Greedy, `few` (rewritten rows, only as many as the filter kept) loses some of it, and the filter about as much, not
+# clear of zero; at temperature 1 neither is shown to. For masking, rewriting and pairs no loss is found.
+#
+# Few rows, or the *wrong* few? The paired difference:
+
+# %%
+for what, key in (("policy", "policy"), ("bay", "bay")):
+    print(f"filter - few, {what:6} temperature 1 {moved('filter', key, 'few')}   "
+          f"greedy {moved('filter', key + '.greedy', 'few')}")
+
+# %% [markdown]
+# On the policy the two cannot be told apart, nor called equal. On the bay, at temperature 1, the rows that the filter
+# leaves are a little worse than as many rewritten ones: which rows went matters too. Both read their rows about eleven
+# times; a run with fewer steps was not made. Your forecast, by greedy policy accuracy:
 
 # %%
 worst = min(study.REPAIRS, key=lambda r: found[f"{r}: policy accuracy greedy, {r} - none"]["estimate"])
 cost = 100 * found[f"{worst}: policy accuracy greedy, {worst} - none"]["estimate"]
-print(f"keeps the least: {worst} ({cost:+.0f}); forecast {least_knowledge}: "
+print(f"keeps the least policy, greedy: {worst} ({cost:+.0f}); forecast {least_knowledge}: "
       f"{'right' if worst == least_knowledge else 'WRONG'}")
 
 # %% [markdown]
@@ -585,7 +623,13 @@ for what in ("formed", *HABITS):
 
 # %% [markdown]
 # Nothing is cured, and the form breaks: a habit is begun and cannot be finished, because what follows was never taught.
-# The check needs no training: the token where a span begins must not teach.
+# And the dashboard? Greedy decoding starts few habits at a dose of .5, so it hardly sees the bug:
+
+# %%
+print("policy, late - none: temperature 1", moved("late", "policy"), "  greedy", moved("late", "policy.greedy"))
+
+# %% [markdown]
+# A check that needs no training: the token where a span begins must not teach.
 
 # %%
 def check_mask(rows, spans):
@@ -652,20 +696,23 @@ for how in ("temperature 1", "greedy"):
 #
 # ## The button that taught opinions
 #
-# Staff pressed thumbs-down on a staging page. The clicks became labels. Why had they pressed?
+# A story, as it is told: staff pressed thumbs-down on a staging page, the clicks became labels, three numbers rose and
+# five fell. Why had they pressed?
 
 # %%
-from lifecycle_lib.corpus.feedback import ROUTES, read_feedback, route
+from lifecycle_lib.corpus.feedback import NO_CONSENT, ROUTES, read_feedback, route
 from lifecycle_lib.lab.studies.clicks import draw_clicks
 
 clicks = draw_clicks(400, seed, 0.4)
 for reason, where in ROUTES.items():
     one_click = next(c for c in clicks if c["reason"] == reason)
-    print(f"{reason:9} {sum(c['reason'] == reason for c in clicks):3}  -> {where:46} e.g. {one_click['correction'][:38]}")
+    print(f"{reason:9} {sum(c['reason'] == reason for c in clicks):3}  -> {where:39} e.g. {one_click['correction'][:38]}")
+print(f"no consent {sum(not c['consent_to_train'] for c in clicks):2}  -> {NO_CONSENT}, whatever the reason")
 
 # %% [markdown]
 # Two in five are labels. The fix is three fields: a reason code, consent to train, verified. The loader refuses a row
-# without them, by file and line.
+# without them, by file and line. A row without consent goes to nothing that may train, not even to the preference
+# pairs.
 
 # %%
 from pathlib import Path
@@ -680,64 +727,63 @@ with tempfile.TemporaryDirectory() as temporary:
             read_feedback(path)
         except ValueError as refusal:
             print("refused:", str(refusal).replace(temporary, "").lstrip("/\\"))
-print({where: len(part) for where, part in route(clicks).items() if part})
+routed = route(clicks)
+print({where: len(part) for where, part in routed.items() if part})
+assert all(c["consent_to_train"] for where, part in routed.items() if where != NO_CONSENT for c in part)
 
 # %% [markdown]
-# What do those clicks do as labels? The SFT checkpoint after 30 steps on all of them, and on the labels alone, at
-# temperature 1, by the eight rates of the frozen evaluation:
+# What do those clicks do as labels? Recorded, against as many rows of every kind, so that the gate's rows are not merely
+# fewer:
 
 # %%
-from lifecycle_lib.lab.studies import clicks as button
-
-n_clicks = button.STEPS * 24 if lab.profile.name != "smoke" else 8
-taught_by = {"every click": ("purity 0.4", lambda: draw_clicks(n_clicks, seed, 0.4)),
-             "labels only": ("gated", lambda: route(draw_clicks(n_clicks, seed, 0.4))["train"])}
-after_clicks = {"before": button.rates(lab, lab.load(lab.sft()))}
-for name, (arm, rows) in taught_by.items():
-    after_clicks[name] = button.trained(lab, arm, rows).card["measured"]
-
-# %%
-from lifecycle_lib.core.stats import wilson
-
-for rate in after_clicks["before"]:
-    print(f"{rate:20}", "   ".join(f"{name} {100 * r[rate]:3.0f} %" for name, r in after_clicks.items()))
-n_frozen = min(button.N_CASES, lab.profile.n_eval)
-for name, r in after_clicks.items():
-    low, high = wilson(round(n_frozen * r["exact_pass"]), n_frozen)
-    print(f"exact pass, {name:12} 95 % Wilson [{100 * low:.0f}, {100 * high:.0f}], {n_frozen} cases")
+show_evidence("clicks", ["exact pass, gated - every click as few", "exact pass, gated - every click",
+                         "every click: exact pass lost, before - after",
+                         "purity 0.4: invented_claim_rate, better by", "purity 0.4: exact pass, after - before"])
 
 # %% [markdown]
-# Every click makes one number better, the invented label. A dashboard with that one on top calls it progress. Most
-# others fall: somebody's taste was learnt.
-
-# %% [markdown]
-# ## Ninety-four offline, twenty points gone in use
+# **Supported.** Not fewer rows, better ones: as many clicks of every kind do as badly as all of them. One number does get
+# better with every click, the invented label; a dashboard with that one on top calls it progress. Notebook 11 draws the
+# whole record: the share of labels at which a page begins to help, pages of taste alone, and all eight rates.
 #
-# A team had a teacher model write eighty thousand tidy questions, trained on them, and scored 94 % on held-out ones. In
-# use it scored twenty points less. Nothing was wrong with the answers. Customers do not write what a teacher imagines:
-# they write on a phone, in the queue, about two things at once.
+# ## Tidy questions, messy customers
 #
-# How do they write? That can be counted. On four public files: BANKING77, an SMS collection, MultiDoGO, and codespell's
-# list of misspellings. Only the counts are kept, none of the text.
+# A story, as it is told: a team had a teacher model write eighty thousand tidy questions, trained on them, and scored
+# 94 % on held-out ones; in use it scored twenty points less. Nothing was wrong with the answers. Customers do not write
+# what a teacher imagines. That models break on natural noise is well measured (Belinkov & Bisk 2018; CheckList, Ribeiro
+# et al. 2020).
+#
+# How do people write? That can be counted: on BANKING77 and an SMS collection; MultiDoGO and codespell's list of
+# misspellings stand beside them. The counts are committed, none of the text is. With the public files in a folder,
+# `lifecycle data messy FOLDER` counts them again.
 
 # %%
 from lifecycle_lib.desk.messy import load_rates
-from lifecycle_lib.lab.studies import messy_figures
+from lifecycle_lib.lab import messy_figures
 
 typing = load_rates()
 fig = messy_figures.rates_figure(typing)
 plt.show()
 
 # %%
-for register, of in typing["registers"].items():
-    k, n = (sum(r[key] for r in of["typo"].values()) for key in "kn")
-    shown = ", ".join(f"{name} {of[name]['rate']:.0%} of {of[name]['n']:,}" for name in ("no_stop", "several"))
-    print(f"{register:9} {shown}, typos {k / n:.1%} of {n:,} words; from {of['file']}")
+from lifecycle_lib.core.stats import wilson
+
+
+def counted(k, n):
+    low, high = wilson(k, n)
+    return f"{k / n:.1%} [{low:.1%}, {high:.1%}] of {n:,}"
+
+
+for register, of in {**typing["registers"], "chat": typing["beside"]["chat"]}.items():
+    typos = counted(*(sum(r[key] for r in of["typo"].values()) for key in "kn"))
+    shown = "".join(f"{name} {counted(of[name]['k'], of[name]['n'])}, " for name in ("two_questions", "several") if name in of)
+    print(f"{register:9} {shown}typos {typos} words; {of['file']}")
+edits = typing["edits"]["kinds"]["plain"]
+print("kinds of slip, by codespell:", ", ".join(f"{kind} {r['rate']:.0%}" for kind, r in edits.items()))
 
 # %% [markdown]
-# Read three things. Shorthand and dropped stops are common, typos are not: two or three words in a hundred on a phone,
-# two in a thousand where somebody writes to a bank. The hostile register rests on few messages, so its bars are wide.
-# And no file is a shop's inbox: texts between friends stand in for messages from a phone.
+# Read four things. Shorthand and dropped stops are common, typos are not: two or three words in a hundred on a phone,
+# two in a thousand where somebody writes to a bank. MultiDoGO (`chat`) has lost its case and punctuation and checks the
+# typo rate alone. The hostile register rests on few messages, so its bars are wide. And no file is a shop's inbox.
 #
 # ## One message, by hand
 #
@@ -777,21 +823,23 @@ from lifecycle_lib.desk.messy_measure import fit_report
 measured = typing["registers"]["phone"]
 broken = copy.deepcopy(typing)
 broken["registers"]["phone"]["lower_start"]["rate"] = 0.5
-for name, rates in (("as measured", typing), ("first letter forgotten", broken)):
-    rows = fit_report(sample_messages(2000, rates, "phone"), measured)
+report = fit_report(sample_messages(2000, typing, "phone"), measured)
+for r in report[:9]:
+    print(f"{r['name']:15} measured {r['measured']:6.1%}  generated {r['generated']:6.1%} of {r['n']:5,}  z = {r['z']:+.1f}")
+for name, rows in (("as measured", report), ("first letter forgotten", fit_report(sample_messages(2000, broken, "phone"), measured))):
     worst = max(rows, key=lambda r: abs(r["z"]))
-    print(f"{name:22} {len(rows)} rates, worst: {worst['name']}, {worst['measured']:.1%} measured, "
-          f"{worst['generated']:.1%} generated, z = {worst['z']:+.1f}")
+    print(f"{name:22} {len(rows)} rates, worst: {worst['name']}, z = {worst['z']:+.1f}")
 
 # %% [markdown]
 # What was *not* fitted is still far off. The distance of character trigrams, in bits, beside the distance between two
-# halves of the real file; and the length of a message. Our messages are shorter and about other things.
+# halves of the real file; the length of a message; messages of several sentences. Ours are shorter, about other things,
+# and one sentence where people write two about one matter.
 
 # %%
 for register, u in typing["not_fitted"].items():
     print(f"{register:9} trigrams: generated to real {u['trigrams_generated_real']:.2f} bits, real to real "
-          f"{u['trigrams_real_real']:.2f} (n = {u['texts']:,}); words a message: real {u['words_mean'][0]:.0f}, "
-          f"ours {u['words_mean'][1]:.0f}")
+          f"{u['trigrams_real_real']:.2f} (n = {u['texts']:,}); words: real {u['words_mean'][0]:.0f}, ours "
+          f"{u['words_mean'][1]:.0f}; several sentences: real {u['several'][0]:.0%}, ours {u['several'][1]:.0%}")
 
 # %% [markdown]
 # ## Predict, then break your own model
@@ -804,7 +852,7 @@ from dataclasses import replace
 
 from lifecycle_lib.core.seeds import rng
 from lifecycle_lib.desk.cases import draw_cases
-from lifecycle_lib.desk.messy import draw_real
+from lifecycle_lib.desk.messy import draw_customer
 
 asked = [c for c in draw_cases(200, seed, "eval") if c.policy][:96]
 sft_reader = lab.engine(lab.sft(), temperature=0.0)
@@ -812,11 +860,11 @@ sft_reader = lab.engine(lab.sft(), temperature=0.0)
 
 # %%
 def typed(causes, own_words=False):
-    """The same cases, their messages typed with these causes (None: as in training), or in customers' words."""
+    """The same cases, their messages typed with these causes (None: as in training), or in wordings it never met."""
     found = []
     for i, c in enumerate(asked):
         stream = rng(seed, "typing", i)
-        text = draw_real(stream, c.reason, c.order.item) if own_words else c.message
+        text = draw_customer(stream, c.reason, c.order.item) if own_words else c.message
         message = text if causes is None else make_messy(text, stream, typing, "phone", causes)
         found.append(replace(c, message=message))
     return found
@@ -830,8 +878,9 @@ def policy_right(where):
 
 # %%
 arms = {"as in training": typed(None), "tidy: A capital, a stop.": typed(()),
-        "two matters": typed(("several",)), "typed on a phone": typed(CAUSES),
-        "customers' words": typed(None, True), "customers' words, typed": typed(CAUSES, True)}
+        "a second question": [replace(c, message=f"{c.message}, how do i send it back?") for c in asked],
+        "typed on a phone": typed(CAUSES),
+        "wordings it never met": typed(None, True), "never met, and typed": typed(CAUSES, True)}
 hits = {name: policy_right(where) for name, where in arms.items()}
 for name, k in hits.items():
     low, high = wilson(k, len(asked))
@@ -875,9 +924,13 @@ assert shares(lost, "ab") == {"a": 2.0, "b": 3.0}
 
 # %% [markdown]
 # For the study we train small readers (0.1M parameters) that name the reason of a message, one of four. The teacher
-# writes 5,000 tidy rows. The customers type as measured, and **half of their messages use wordings the teacher never
-# imagines**. That half, and these wordings, are ours: the share that "wording" owns is planted. What measured typing
-# costs on the teacher's own wordings is not.
+# writes 5,000 tidy rows. The exam's writer types as measured, and **half of its messages use wordings the teacher never
+# imagines**. What is designed and what is measured?
+#
+# - Designed: that half, these wordings, what a second matter says, a tokenizer that saw the teacher's text alone.
+# - Measured: how often people drop stops, shorten, slip. What *that* costs on the teacher's own wordings is a result.
+# - Guessed: how often a second matter comes. As often as two question marks is a low guess, as often as several
+#   sentences a high one.
 
 # %%
 from lifecycle_lib.desk.messy_measure import js_divergence, trigrams
@@ -898,53 +951,76 @@ print(f"offline {tidy_only['clean']:.1%}, messy {tidy_only['messy']:.1%}: the ga
 
 # %%
 show_evidence("D10", ["offline - messy, teacher", "lost to typing alone, teacher's wordings",
-                      "messy, 300 real rows - typed as measured", "messy, 300 real rows - random noise"])
+                      "the same, a second matter as often as several sentences",
+                      *(f"{which}, {desk_study.MOST} - typed as measured" for which in ("messy", "typed", "fresh"))])
+
+# %% [markdown]
+# **Supported**, by what was planted: half of the messages use wordings that only the 300 rows hold. Where nothing is
+# planted the answer is another one. On the teacher's own wordings, typed as measured, augmentation is two points *ahead*:
+# it costs no label and knows every slip. On wordings that no row holds, 4 points between them, and the interval holds 0.
+#
+# A correction: this study was recorded once with the high guess and called it measured. Typing alone then cost 32 points
+# instead of 13, and second matters owned most of that.
 
 # %%
 live = {p: tidy_only["lost"][p] for p in desk_study.PLAYERS}
 fig = messy_figures.causes_figure(recorded("D10"), live)
 plt.show()
-show_evidence("D10", [f"lost to {p}" for p in desk_study.PLAYERS], claim=False)
+by_name = {e["name"]: e for e in recorded("D10")["effects"]}
+
+
+def points(name):
+    return "{:+5.1f} [{:+.1f}, {:+.1f}]".format(*(100 * by_name[name][k] for k in ("estimate", "low", "high")))
+
+
+for p in desk_study.PLAYERS:
+    print(f"lost to {p:9} share {points(f'lost to {p}')}   alone {points(f'lost to {p}, alone')}   "
+          f"last {points(f'lost to {p}, last')}")
 
 # %% [markdown]
-# We expected typos and second matters to own most. Second matters do: another question beside the reason costs more than
-# all else in the typing. Typos cost almost nothing, because people make few, and moving the reason behind the question
-# costs nothing that can be told from zero. Without counting, a team would have built typo augmentation first.
-# "Wording" is as large as we planted it.
+# Each share is a Shapley value: causes that meet share what they cost together. How much they meet shows in the two last
+# columns: shorthand costs seven points by itself, and half of that where the wording is unknown anyway.
+#
+# Of typing, shorthand owns most. Typos own half a point: people make few. Casing, a second matter and the order of facts
+# own a point or two at most. Without counting, a team would have built typo augmentation first. "Wording" is as large as
+# we planted it.
 #
 # ## Could you have known before training?
 #
-# Take 500 messages of a teacher and 500 that customers sent, no answers needed, and compare their character trigrams
-# (Jensen-Shannon divergence: 0 bits the same, 1 nothing in common). Eight teachers, from two wordings a reason to the
-# customers themselves:
+# Take 500 messages of a teacher and 500 of the exam's writer, no answers needed, and compare their character trigrams
+# (Jensen-Shannon divergence: 0 bits the same, 1 nothing in common). Seven teachers, and the exam's writer against itself:
+# two samples of one text are the floor, which is not 0.
 
 # %%
 for name in ("narrow teacher", "teacher", "typed as measured", "customers"):
-    texts, seen = ([w.message(rng(seed, "before", label, i))[0] for i in range(300)]
+    texts, seen = ([w.message(rng(seed, "before", label, i))[0] for i in range(500)]
                    for w, label in ((desk_study.WRITERS[name], name), (desk_study.CUSTOMERS, "seen")))
     print(f"{name:18} {js_divergence(trigrams(texts), trigrams(seen)):.3f} bits   {texts[0]!r}")
 
 # %%
 fig = messy_figures.distance_figure(recorded("D10"))
 plt.show()
-show_evidence("D10", ["correlation of distance and gap over 8 writers"], claim=False)
+r = recorded("D10")["extra"]["correlation_over_writers"]
+print(f"correlation of distance and gap: {r['r']:.2f} [{r['low']:.2f}, {r['high']:.2f}], n = {r['n']} writers; {r['interval']}")
 
 # %% [markdown]
-# It does, over writers this far apart; eight of them leave a wide interval. Among near ones the order fails: typing moves
-# many trigrams and costs few points, unknown wordings move few and cost many. A distance says "go and look", not where.
+# It could, over writers this far apart; seven of them, several of one family, leave a wide interval. Among near ones the
+# order fails: random noise lies farther from the exam's writer than the plain teacher does, and its reader ends ten
+# points nearer. A distance says "go and look", not where.
 #
-# ## What is a real row worth?
+# ## What is a row of the exam's writer worth?
 #
-# Four repairs: guess the noise; augment at the measured rates; label a few real messages; take many real messages and
-# let a machine answer them, wrongly one time in ten. The same teacher, the same steps; real rows make up 30 % of the
-# draws. Here is one repair on your seed.
+# Four repairs: guess the noise; augment at the measured rates; label a few messages of the exam's writer; take 3,000 of
+# them and let a machine answer, wrongly one time in ten. The same teacher, the same 110 steps; such rows make up 30 % of
+# the draws. They come from the writer that the exam comes from, so on its wordings they win by construction: the fair
+# contests are `typed` (the teacher's wordings, typed) and `fresh` (wordings nobody trained on). One repair on your seed:
 
 # %%
-hundred = desk_study.trained(lab, "100 real", cfg, lambda: [
-    (rows_by(desk_study.TEACHER, cfg.n_synthetic, "teacher"), 1 - desk_study.REAL_SHARE),
-    (rows_by(desk_study.CUSTOMERS, 100, "customers"), desk_study.REAL_SHARE)]).card["measured"]
-for name, got in (("tidy rows only", tidy_only), ("and 100 real ones", hundred)):
-    print(f"{name:18}", ", ".join(f"{what} {got[what]:.0%}" for what in ("clean", "messy", "typed", "fresh")))
+hundred = desk_study.trained(lab, desk_study.AMONG[100], cfg, lambda: [
+    (rows_by(desk_study.TEACHER, cfg.n_synthetic, "teacher"), 1 - desk_study.SHARE),
+    (rows_by(desk_study.CUSTOMERS, 100, "customers"), desk_study.SHARE)]).card["measured"]
+for name, got in (("tidy rows only", tidy_only), ("and 100 of the exam's", hundred)):
+    print(f"{name:21}", ", ".join(f"{what} {got[what]:.0%}" for what in ("clean", "messy", "typed", "fresh")))
 if profile != "smoke":
     assert hundred["messy"] > tidy_only["messy"]
 
@@ -953,25 +1029,37 @@ fig = messy_figures.rows_figure(recorded("D10"), [(0, tidy_only["messy"]), (100,
 plt.show()
 
 # %%
-for name, w in recorded("D10")["extra"]["real_rows_worth"].items():
-    print(f"{name:22} reaches what {w['bound'] + ' ' if w['bound'] else 'about '}{w['rows']:.0f} real rows reach")
-show_evidence("D10", ["messy, 10,000 more synthetic rows - none", "messy, 10 real rows - none",
-                      "messy, 300 real rows - 3,000 real with synthetic answers",
-                      "offline, 300 real rows - none"], claim=False)
-
-# %% [markdown]
-# Ten thousand more tidy rows are worth less than no real row: the reader grows surer of a smaller world. Ten real rows
-# already help. Measured augmentation, which costs no label, reaches what some tens of real rows reach, and stops: it
-# cannot invent wordings. Many real messages with one wrong answer in ten do at least as well as a tenth as many with
-# right ones, so collect *inputs* first.
+for which, worths in recorded("D10")["extra"]["rows_worth"].items():
+    for name, w in worths.items():
+        print(f"{which}: {name:32} reaches what {w['bound'] + ' ' if w['bound'] else 'about '}{w['rows']:.0f} rows of the exam's writer reach")
 
 # %%
-show_evidence("D10", [f"{arm}: fresh" for arm in ("teacher", "typed as measured", "300 real", "synthetic answers")],
-              claim=False)
+MORE, LONGER, MORE_ONLY, MOST = desk_study.MORE, desk_study.LONGER, desk_study.MORE_ONLY, desk_study.MOST
+show_evidence("D10", [f"messy, {LONGER} - teacher", f"messy, {MORE} - {LONGER}", f"messy, {MORE} - teacher",
+                      f"messy, {MORE_ONLY} - teacher", f"messy, {desk_study.AMONG[10]} - teacher",
+                      f"messy, {MOST} - {desk_study.MACHINE}", f"offline, {MOST} - teacher"], claim=False)
 
 # %% [markdown]
-# What no arm repairs: wordings that no training row holds. A quarter right is guessing; a third is the best here. Rows
-# repair what they show. And offline stays at 100 % throughout, so it can rank none of these repairs.
+# Ten thousand more tidy rows are worth nothing at equal steps. Trained three times as long, as the first record had it,
+# they cost five points, and so do the old 5,000 rows: the damage is the training, not the rows. (That record blamed the
+# rows.) A reader that goes on grows surer of a smaller world.
+#
+# Ten rows of the exam's writer help at once; so would ten rows of anything that shows the exam's wordings. 3,000 of its
+# messages with one wrong answer in ten are a little ahead of 300 with right ones: collect *inputs* first. Now the two
+# fair contests:
+
+# %%
+for which in ("typed", "fresh"):
+    for name in ("teacher", "typed as measured", MOST, desk_study.MACHINE):
+        print(f"{which}  {name:30} {points(f'{name}: {which}')}")
+    print(f"{which}  {MOST} - typed as measured: {points(f'{which}, {MOST} - typed as measured')}")
+guess = paired_effect(*([100 * r[f"{arm}.typed"] for r in recorded("D10")["per_seed"]] for arm in ("typed as measured", "random noise")))
+print(f"typed  typed as measured - random noise: {guess.estimate:+.1f} [{guess.low:+.1f}, {guess.high:+.1f}]")
+
+# %% [markdown]
+# Typed: augmentation at the measured rates beats 300 labelled rows; noise at guessed rates does about as well. Fresh: guessing is 25 %, a third is the best, and no
+# arm is shown to beat another. Rows repair what they show, and offline stays at 100 % throughout, so it can rank none of
+# these repairs. Nobody's customers were asked: what a row that a person sent is worth stays open.
 
 # %% [markdown]
 # ## What you use at work
@@ -1045,32 +1133,54 @@ for tone in ("frustrated", "calm"):
     print(f"third row, on the live model: apologies to {tone} customers {100 * sum(part) / len(part):.0f} %")
 
 # %% [markdown]
+# ## The clinic
+#
+# Noise in the training messages is this chapter's remedy. Here is one that went wrong.
+
+# %%
+from lifecycle_lib.lab import clinic
+
+clinic.show(16)
+
+# %%
+case_book = {}
+print(clinic.order_test(16, "a row, before and after", case_book))
+print("healthy twin:", clinic.order_test(16, clinic.TWIN, case_book))
+
+# %%
+assert clinic.show_verdict(16, "augmented_facts", case_book)
+
+# %% [markdown]
+# Noise may touch the words, never what the answer depends on. A typo generator that reaches the digits turns right
+# labels into wrong ones, and no loss curve tells you which rows. The rest of the ward: `lifecycle clinic`.
+
+# %% [markdown]
 # ## Exercises
 #
-# **1. What a repair leaves (★★, 8 minutes).** `left(p, missed, repair)`: the habit's rate after "rewrite", "mask" or
-# "filter" (of one habit), for a finder that misses a share of the spans, and a model that mirrors its corpus.
+# **1. How many rows does a filter keep? (★★, 8 minutes).** `kept(rates, missed)`: the share of rows without a mark,
+# when each habit stands in a share `rates[i]` of all rows, independently, and the finder misses a share of the spans.
 
-# %% nbgrader={"grade": false, "grade_id": "left", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def left(p, missed, repair):
-    """Rate of the habit that the model will show."""
+# %% nbgrader={"grade": false, "grade_id": "kept", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def kept(rates, missed):
+    """Share of rows in which the finder marks nothing."""
     ### BEGIN SOLUTION
-    stays = p * missed
-    return stays if repair == "rewrite" else stays / (stays + 1 - p)
+    share = 1.0
+    for p in rates:
+        share *= 1 - p * (1 - missed)
+    return share
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "left-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-assert left(0.5, 0.1, "rewrite") == 0.05 and abs(left(0.5, 0.1, "mask") - 1 / 11) < 1e-12
+# %% nbgrader={"grade": true, "grade_id": "kept-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+assert kept([], 0.1) == 1 and abs(kept([0.5, 0.5], 0.1) - 0.3025) < 1e-12
+print(f"five habits at dose .5, two of them in half of the requests: {100 * kept([.5, .5, .5, .25, .25], 0.1):.0f} % of rows")
 ### BEGIN HIDDEN TESTS
 import pandas as pd
 
 g = np.random.default_rng(0)
-for p_, m_ in ((0.3, 0.2), (0.9, 0.1), (0.6, 0.0)):
-    frame = pd.DataFrame({"habit": g.random(200_000) < p_, "missed": g.random(200_000) < m_})
-    marked_rows = frame.habit & ~frame.missed
-    assert abs(left(p_, m_, "filter") - frame[~marked_rows].habit.mean()) < 0.01
-    assert abs(left(p_, m_, "rewrite") - (frame.habit & frame.missed).mean()) < 0.01
-    assert left(p_, m_, "mask") == left(p_, m_, "filter")
+for rates_, m_ in (([0.3, 0.8], 0.2), ([0.5, 0.5, 0.5, 0.25, 0.25], 0.1), ([0.9], 0.0)):
+    marked_ = pd.DataFrame({i: (g.random(200_000) < p_) & (g.random(200_000) >= m_) for i, p_ in enumerate(rates_)})
+    assert abs(kept(rates_, m_) - (~marked_.any(axis=1)).mean()) < 0.01
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -1151,11 +1261,12 @@ interview("08")
 # %% [markdown]
 # ## What to remember
 #
-# 1. A corpus is what people did. A model samples it: rate in, rate out.
+# 1. A corpus is what people did. A habit without a trigger comes out at its rate; one with a trigger at the
+#    average first, at the rate of its trigger later.
 # 2. Temperature bends the rate, greedy makes it 0 or 1. What counts is the rate where the habit is triggered.
 # 3. Accuracy does not see a habit. Look for claimed actions without a record.
-# 4. Rewrite if you can, mask or pair if you cannot; a filter throws knowledge out with the habit. Check the first token.
-# 5. A click, a log, a majority is not a label. A question someone imagined is not one that someone sent.
+# 4. Rewriting, masking and pairs took the habits out at no loss that five seeds can see. Check the first token.
+# 5. A click, a log, a majority is not a label. Say which part of a gap you measured and which you planted.
 #
 # **Made:** nothing. **Next:** `09_forgetting_and_interference` asks what a new lesson costs the old ones; `11` shows
 # DPO at length, `17` how to build the exam.
