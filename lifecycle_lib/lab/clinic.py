@@ -228,6 +228,6 @@ def show_verdict(number: int, cause: str, book: Book) -> bool:
         print(f"Right, {points} of {FULL_POINTS} points: {CAUSES[cause]}.\nWhy: {one.why}\nMend: {one.fix}."
               f"\nMore in notebook {one.notebook}.")
     else:
-        print(f"No, {points} points left. If {CAUSES[cause]}, {WOULD_SHOW[cause]}. This run does not show that: order "
-              "a test, or compare with the healthy twin.")
+        print(f"No; {points} of {FULL_POINTS} points left. If {CAUSES[cause]}, {WOULD_SHOW[cause]}. This run does not "
+              "show that: order a test, or compare with the healthy twin.")
     return right
