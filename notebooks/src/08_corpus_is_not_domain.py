@@ -298,7 +298,7 @@ for ax, group in zip(fig.axes, GROUPS.values()):
     for values, marker, how in ((rates, "o", "temperature 1"), (cold, "^", "greedy")):
         ax.plot(dose, sum(values[h] for h in group) / len(group), marker, markersize=12, fillstyle="none", color="black",
                 label=f"this run, {how}")
-fig.axes[1].legend(*(part[-2:] for part in fig.axes[1].get_legend_handles_labels()), loc="upper left")
+fig.axes[1].legend(handles=fig.axes[1].lines[-2:], loc="upper left")
 plt.show()
 
 # %%
@@ -400,15 +400,15 @@ show_evidence("D9_trigger", ["triggered rate - corpus rate, longer", "longer: ha
                              "again: habit elsewhere"])
 
 # %% [markdown]
-# **Supported.** Half of D9's steps give the average: the same rate with the trigger and without it. At D9's steps the two
-# part, in some seeds; at four times as many the habit comes out where it belongs, three points under the corpus, and next
-# to never elsewhere. New transcripts were not needed: the old ones read four times do as well, to within seven points.
-# So the lag in D9 was training that had not arrived. A mild average in a young model can be the shadow of a strong habit.
+# **Supported.** Half of D9's steps give the average, the same with the trigger and without. At four times as many the
+# habit comes out where it belongs, three points under the corpus, and next to never elsewhere. The old transcripts, read
+# four times, do as well, to within seven points. D9's lag was training that had not arrived: a mild average can be the
+# shadow of a strong habit.
 #
 # ## Where does greedy start?
 #
-# With one wording the law says 50 %, with two 67 %. Where do the recorded greedy rates cross one half (straight lines
-# between doses)? A seed that has not crossed by the last dose, .9, is counted, and never averaged in as if it had:
+# With one wording the law says 50 %, with two 67 %. The recorded greedy rates cross one half here (straight lines between
+# doses; a seed that has not crossed by the last one is counted, and never averaged in):
 
 # %%
 for habit, step in evidence["extra"]["greedy_steps"].items():
@@ -530,7 +530,8 @@ def finish(fig, facts, not_measured):
 #
 # A finder marks habits in the corpus and misses one in ten. Then: **filter** drops every row with a mark; **rewrite**
 # writes the marked places clean; **mask** takes them out of the loss; **pairs** trains DPO on the finished model, clean
-# reply over reply as it was. How much habit stays? For three of them arithmetic knows. With p = .5 and m = .1 missed:
+# reply over reply as it was. (Not tried: keep the row and mark it with a tag that no customer sends; Korbak et al. 2023.)
+# How much habit stays? For three of them arithmetic knows. With p = .5 and m = .1 missed:
 
 # %%
 p, m = 0.5, study.MISSED
@@ -743,8 +744,14 @@ show_evidence("clicks", ["exact pass, gated - every click as few", "exact pass, 
 # %% [markdown]
 # **Supported.** Not fewer rows, better ones: as many clicks of every kind do as badly as all of them. One number does get
 # better with every click, the invented label; a dashboard with that one on top calls it progress. Notebook 11 draws the
-# whole record: the share of labels at which a page begins to help, pages of taste alone, and all eight rates.
-#
+# whole record: pages of taste alone, all eight rates, and why the rest of them fall.
+
+# %%
+flip = recorded("clicks")["extra"]["flip"]
+print(f"a page begins to help where {100 * flip['median']:.0f} % of its clicks are labels (median of {len(flip['seeds'])} seeds, "
+      f"{100 * min(flip['seeds']):.0f} to {100 * max(flip['seeds']):.0f} %)")
+
+# %% [markdown]
 # ## Tidy questions, messy customers
 #
 # A story, as it is told: a team had a teacher model write eighty thousand tidy questions, trained on them, and scored
@@ -978,12 +985,9 @@ for p in desk_study.PLAYERS:
           f"last {points(f'lost to {p}, last')}")
 
 # %% [markdown]
-# Each share is a Shapley value: causes that meet share what they cost together. How much they meet shows in the two last
-# columns: shorthand costs seven points by itself, and half of that where the wording is unknown anyway.
-#
-# Of typing, shorthand owns most. Typos own half a point: people make few. Casing, a second matter and the order of facts
-# own a point or two at most. Without counting, a team would have built typo augmentation first. "Wording" is as large as
-# we planted it.
+# Each share is a Shapley value: causes that meet share what they cost together. Shorthand costs seven points alone, and
+# half of that when it comes last. Of typing it owns most; typos own half a point, since people make few. Without
+# counting, a team would have built typo augmentation first. "Wording" is as large as we planted it.
 #
 # ## Could you have known before training?
 #
@@ -1004,16 +1008,15 @@ r = recorded("D10")["extra"]["correlation_over_writers"]
 print(f"correlation of distance and gap: {r['r']:.2f} [{r['low']:.2f}, {r['high']:.2f}], n = {r['n']} writers; {r['interval']}")
 
 # %% [markdown]
-# It could, over writers this far apart; seven of them, several of one family, leave a wide interval. Among near ones the
-# order fails: random noise lies farther from the exam's writer than the plain teacher does, and its reader ends ten
-# points nearer. A distance says "go and look", not where.
+# Yes, over writers this far apart. Among near ones the order fails: random noise lies farther off than the plain teacher,
+# and its reader ends ten points nearer. A distance says "go and look", not where.
 #
 # ## What is a row of the exam's writer worth?
 #
 # Four repairs: guess the noise; augment at the measured rates; label a few messages of the exam's writer; take 3,000 of
-# them and let a machine answer, wrongly one time in ten. The same teacher, the same 110 steps; such rows make up 30 % of
-# the draws. They come from the writer that the exam comes from, so on its wordings they win by construction: the fair
-# contests are `typed` (the teacher's wordings, typed) and `fresh` (wordings nobody trained on). One repair on your seed:
+# them and let a machine answer, wrongly one time in ten. Each for 110 steps. On the exam's wordings its writer's rows
+# win by construction; the fair contests are `typed` (the teacher's wordings, typed) and `fresh` (wordings nobody trained
+# on). One repair on your seed:
 
 # %%
 hundred = desk_study.trained(lab, desk_study.AMONG[100], cfg, lambda: [
@@ -1044,9 +1047,8 @@ show_evidence("D10", [f"messy, {LONGER} - teacher", f"messy, {MORE} - {LONGER}",
 # they cost five points, and so do the old 5,000 rows: the damage is the training, not the rows. (That record blamed the
 # rows.) A reader that goes on grows surer of a smaller world.
 #
-# Ten rows of the exam's writer help at once; so would ten rows of anything that shows the exam's wordings. 3,000 of its
-# messages with one wrong answer in ten are a little ahead of 300 with right ones: collect *inputs* first. Now the two
-# fair contests:
+# Ten rows of the exam's writer help at once: they show its wordings. 3,000 of its messages with one wrong answer in ten are
+# a little ahead of 300 with right ones: collect *inputs* first. Now the two fair contests:
 
 # %%
 for which in ("typed", "fresh"):
