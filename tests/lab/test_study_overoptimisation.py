@@ -186,8 +186,8 @@ def test_figures_say_how_many_seeds_they_rest_on():
     evidence = recorded("D4")
     rows, peaks = evidence["per_seed"], evidence["extra"]["peaks"]
     drawn = (figures.costumes_figure(rows, peaks, "x"), figures.governors_figure(rows, "x"),
-             figures.rounds_figure(rows, "reward_model", "x"))
-    for fig, panels in zip(drawn, (6, 4, 2), strict=True):
+             figures.rounds_figure(rows, "reward_model", "x"), figures.leash_figure(rows, "x"))
+    for fig, panels in zip(drawn, (6, 4, 2, 1), strict=True):
         assert len(fig.axes) == panels and all(ax.has_data() for ax in fig.axes)
         assert f"n = {len(rows)} seeds" in fig.get_supxlabel()
         plt.close(fig)

@@ -10,8 +10,7 @@ from lifecycle_lib.lab.design import Row
 from lifecycle_lib.lab.figures import SERIES, _finish, style
 from lifecycle_lib.lab.studies.costumes import PROXIES
 from lifecycle_lib.lab.studies.overoptimisation import SIZES
-from lifecycle_lib.lab.studies.overoptimisation_design import GOVERNORS, curve_of, on_grid
-from lifecycle_lib.train.best_of_n import best_of_n_kl
+from lifecycle_lib.lab.studies.overoptimisation_design import BETAS, GOVERNORS, curve_of, on_grid
 
 TITLES = {"thumbs": "thumbs", "reward_model": "reward model", "rubric": "rubric", "text_match": "text match",
           "verifier": "control: hardened verifier"}
@@ -20,7 +19,7 @@ NS = (1, 2, 4, 8, 16, 32, 64)
 
 def costumes_figure(rows: Sequence[Row], peaks: Mapping[str, Mapping[str, float]], not_measured: str) -> Figure:
     """One panel a costume: every seed's gold (thin), their mean (thick), the proxy from 0 at the start to 1 at its
-    highest, and the peak of gold with its interval. The last panel: gold under best-of-n."""
+    highest, and the peak of gold with its interval, where it was reached. The last panel: gold under best-of-n."""
     style()
     fig, axes = plt.subplots(2, 3, figsize=(10.5, 6.4), sharey=True)
     for ax, name in zip(axes.flat, TITLES):
@@ -34,20 +33,25 @@ def costumes_figure(rows: Sequence[Row], peaks: Mapping[str, Mapping[str, float]
         share = (proxy - proxy[0]) / max(1e-9, np.ptp(proxy))
         ax.plot(grid, share, color=SERIES[1][0], ls=SERIES[1][2], label="proxy, 0 at the start, its range is 1")
         peak = peaks[name]
-        ax.errorbar([peak["kl"]], [1.12], xerr=[[peak["kl"] - peak["low"]], [peak["high"] - peak["kl"]]],
-                    fmt=SERIES[3][1], color=SERIES[3][0], label="peak of gold, 95 % over seeds")
+        if peak["high"] < peak["end"]:
+            ax.errorbar([peak["kl"]], [1.12], xerr=[[peak["kl"] - peak["low"]], [peak["high"] - peak["kl"]]],
+                        fmt=SERIES[3][1], color=SERIES[3][0], label="peak of gold, 95 % over seeds")
+        else:
+            ax.text(peak["end"], 1.12, "no peak yet", ha="right", va="center", fontsize=8, color=SERIES[3][0])
         ax.set(title=TITLES[name], xlabel="KL from the start (nats an answer)", ylim=(-0.55, 1.25))
     last = axes.flat[5]
     for name, (colour, marker, line, _) in zip(TITLES, SERIES):
         mean = [np.mean([row[f"{name}.bon{n}.gold"] for row in rows]) for n in NS]
-        last.plot([best_of_n_kl(n) for n in NS], mean, color=colour, marker=marker, ls=line, ms=4, label=TITLES[name])
+        far = [np.mean([row[f"{name}.bon{n}.kl"] for row in rows]) for n in NS]
+        last.plot(far, mean, color=colour, marker=marker, ls=line, ms=4, label=TITLES[name])
     last.set(title="best-of-n: gold, n = 1 to 64", xlabel="KL of best-of-n (nats)")
     last.legend(loc="lower right", fontsize=8)
     for ax in axes[:, 0]:
         ax.set_ylabel("right answers")
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return _finish(fig, f"n = {len(rows)} seeds; peak: 95 % bootstrap over seeds of where mean gold is highest.",
-                   not_measured)
+    shown = {label: h for ax in axes.flat[:5] for h, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3)
+    return _finish(fig, f"n = {len(rows)} seeds; peak: where mean gold (test, holdout) is highest; 95 % bootstrap over "
+                   "seeds.", not_measured)
 
 
 def governors_figure(rows: Sequence[Row], not_measured: str) -> Figure:
@@ -69,6 +73,24 @@ def governors_figure(rows: Sequence[Row], not_measured: str) -> Figure:
     return _finish(fig, f"n = {len(rows)} seeds; bars: range over seeds.", not_measured)
 
 
+def leash_figure(rows: Sequence[Row], not_measured: str) -> Figure:
+    """The reward model's arm with three prices of a nat: gold along sqrt(KL), mean over seeds, and where each seed
+    ended."""
+    style()
+    fig, ax = plt.subplots(figsize=(7.0, 3.8))
+    arms = {"no KL term": "reward_model"} | {f"beta {b}": f"kl {b} reward_model" for b in BETAS}
+    for (label, name), (colour, marker, line, _) in zip(arms.items(), SERIES):
+        curves = [curve_of(row, name) for row in rows]
+        grid, gold = on_grid(curves, SIZES["laptop"])
+        ax.plot(np.sqrt(grid), gold.mean(0), color=colour, ls=line, label=f"{label}, mean")
+        ax.plot([c[-1]["kl"] ** 0.5 for c in curves], [c[-1]["gold"] for c in curves], marker, color=colour, ms=5)
+    ax.set(title="A price on KL: shorter journey, same road?", xlabel="square root of KL (nats an answer)",
+           ylabel="gold (right answers)")
+    ax.legend()
+    return _finish(fig, f"n = {len(rows)} seeds; line: mean, as far as all seeds went; points: end of each seed.",
+                   not_measured)
+
+
 def rounds_figure(rows: Sequence[Row], name: str, not_measured: str) -> Figure:
     """One arm, release by release: its own number alone (left), then everything else (right). Mean over seeds."""
     style()
@@ -83,7 +105,7 @@ def rounds_figure(rows: Sequence[Row], name: str, not_measured: str) -> Figure:
              "KL (nats, x 10)": 10 * mean["kl"]}
     for (label, values), (colour, marker, line, _) in zip(shown.items(), SERIES[1:]):
         right.plot(range(n), values, color=colour, marker=marker, ls=line, label=label)
-    right.set(title="what nobody had asked for", xlabel="release")
+    right.set(title="what nobody had asked for", xlabel="release", ylabel="in the units of the legend")
     right.legend()
     return _finish(fig, f"n = {len(rows)} seeds, {SIZES['laptop'].n_test} unseen cases a release; means over seeds.",
                    not_measured)
