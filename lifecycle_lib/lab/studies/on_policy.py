@@ -150,8 +150,10 @@ STUDENTS = [*(f"{begin} start" for begin in STARTS), *(f"{begin}: {arm}" for beg
 DESIGN = Design(
     measure=measure, notebook="15", rows=("S3-3.03",), smallest=0.03,
     claim="from an able start, at equal steps, prompts and teacher readings, reverse KL on its own answers leaves a "
-          "student at least 3 points more right answers at temperature 1 than forward KL on its teacher's answers",
-    falsifier="the gain is under 3 points, or reverse KL on the teacher's answers gains as much",
+          "student more right answers at temperature 1 than forward KL on its teacher's (estimate 3 points or more, "
+          "interval above 0)",
+    falsifier="an estimate under 3 points, an interval that reaches 0, or reverse KL on the teacher's answers gains as "
+              "much",
     also=(("right, able: own, reverse - teacher's, reverse", 0.0),),
     effects=(*((f"{what}, {begin}: {a} - {b}", f"{begin}: {a}.{key}", f"{begin}: {b}.{key}", "share")
                for begin in ("able", "weak") for what, key in list(SHARES.items())[:3] for a, b in CROSSED),
