@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   lifecycle:
-#     rows: [S0-05, S0-35, S0-36, S0-75b, S1-19, S1-26, S1-27, S1-28, S1-29, S1-30, S1-31, S1-32, S1-33, S1-34, S1-90, S2-08a, S2-08b, S2-08c, S2-08d]
+#     rows: [S0-05, S0-35, S0-36, S0-75b, S1-19, S1-26, S1-27, S1-28, S1-29, S1-30, S1-31, S1-32, S1-33, S1-34, S1-90, S2-08a, S2-08b, S2-08c, S2-08d, S3-7.30]
 # ---
 # %% [markdown]
 # # What will a model do when code pays it 1 or 0?
@@ -137,9 +137,10 @@ for allow in (True, False):
 # %% [markdown]
 # ## Attack the verifier before the model does
 #
-# Mutation testing: take a right answer, break it in three dozen ways (flip the decision, forge the window, add a
-# refund, wrap it in prose ...), and count the mutants that are *not* paid like the original. Below are the full
-# verifier and four weak ones, each of which somebody would call reasonable:
+# Mutation testing: take a right answer, change it in three dozen ways (flip the decision, forge the window, add a
+# refund, wrap it in prose ...), and count the mutants that are *not* paid like the original. Most are wrong; a few say
+# the same in another spelling. Below are the full verifier and four weak ones, each of which somebody would call
+# reasonable:
 #
 # | | pays for |
 # |---|---|
@@ -149,6 +150,8 @@ for allow in (True, False):
 # | `length` | longer answers, up to 200 characters |
 
 # %%
+import numpy as np
+
 from lifecycle_lib.judge.verifiers import WEAK_VERIFIERS, kill_rate
 
 judged = draw_cases(60, seed, "mutants")
@@ -157,13 +160,32 @@ kills = {name: kill_rate(verifier, judged) for name, verifier in verifiers.items
 for name, k in kills.items():
     print(f"{name:19} kills {k.killed:4} of {k.total} mutants ({100 * k.rate:3.0f} %)")
 
+# %% [markdown]
+# A verifier that refuses everything kills every mutant too. So count the other error as well: right answers that earn
+# nothing. Two kinds of mutant are right answers, spelt otherwise: spaces after the commas, another order of the fields.
+
+# %%
+from lifecycle_lib.judge.verifiers import mutants
+
+RESPELT = ("spaced_json", "eligible_first")
+spelt = [(text, case) for case in judged for kind, text in mutants(case) if kind in RESPELT]
+for name, verifier in {**verifiers, "pays nobody": lambda text, case: 0.0}.items():
+    right_paid = np.mean([verifier(case.answer, case) == 1 for case in judged])
+    spelt_paid = np.mean([verifier(text, case) == 1 for text, case in spelt])
+    print(f"{name:19} pays {100 * right_paid:3.0f} % of {len(judged)} right answers, {100 * spelt_paid:3.0f} % of "
+          f"{len(spelt)} spelt otherwise")
+
+# %% [markdown]
+# The full verifier refuses another spelling: the contract of this desk is the bytes, because a program reads the
+# answer. Where people read it, that would be the commonest failure of verifiers in practice: a right answer, unpaid,
+# and a policy pushed away from it. `length` pays nobody in full: its scale is not 0 or 1.
+
 # %%
 from collections import Counter
+from itertools import product
 
 import matplotlib.pyplot as plt
-import numpy as np
 
-from lifecycle_lib.judge.verifiers import mutants
 from lifecycle_lib.lab.figures import SERIES, style
 
 made = Counter(kind for case in judged for kind, _ in mutants(case))
@@ -183,22 +205,24 @@ fig, ax = plt.subplots(figsize=(9.6, 4.4))
 ax.imshow(alive, cmap="Greys", vmin=0, vmax=1, aspect="auto")
 ax.set_xticks(range(len(made)), made, rotation=90, fontsize=7.5)
 ax.set_yticks(range(len(kills)), [f"{name} ({100 * k.rate:.0f} % killed)" for name, k in kills.items()])
-ax.set(title="Bad answers that are paid like the right one (black: always)", xlabel="kind of mutant")
+ax.set(title="Mutants that are paid like the right answer (black: always)", xlabel="kind of mutant")
 ax.grid(False)
 finish(fig, f"n = {len(judged)} cases, {sum(made.values())} mutants; exact counts, no sampling.",
        "bad answers that nobody thought of")
 
 # %% [markdown]
-# Read a row as a price list: every dark square is a bad answer that is paid in full. The white top row is not proof of
-# quality; it says that *these* mutants die. A gate on the kill rate needs a threshold chosen before the test, and a
+# Read a row as a price list: every dark square is a mutant that is paid in full; all but `spaced_json` and
+# `eligible_first` are wrong. The white top row is not proof of quality; it says that *these* mutants die (a
+# string comparison kills all of them by construction). A gate needs both thresholds, chosen before the test, and a
 # person who reads paid answers now and then.
 
 # %%
-THRESHOLD = 0.98
+KILLED, PAID = 0.98, 1.0
 for name, k in kills.items():
+    sound = k.rate >= KILLED and all(verifiers[name](case.answer, case) >= PAID for case in judged)
     worst = ", ".join(kind for kind, _ in k.survivors[:3]) or "none"
-    print(f"{name:19} {'may train a model' if k.rate >= THRESHOLD else 'REFUSED':18} survivors: {worst}")
-assert [name for name, k in kills.items() if k.rate >= THRESHOLD] == ["full"]
+    print(f"{name:19} {'may train a model' if sound else 'REFUSED':18} survivors: {worst}")
+    assert sound == (name == "full")
 
 # %% [markdown]
 # The full verifier's own blind spots, in writing. Reward 1 says nothing about these; they go to a person.
@@ -218,10 +242,11 @@ print("paid in full, to a customer who wrote", repr(refused.message), "->", full
 # Three harms that reward 1 allows: an unfair rule applied correctly, a curt refusal with no next step, a photograph
 # that a person would have questioned.
 #
-# ## What could be learnt? pass@k is the ceiling
+# ## What could the first step learn? Look at pass@k
 #
 # A policy gradient moves probability between answers the model already gives. So sample before you train: if none of
-# 16 samples is right, there is nothing to reinforce. Each of 128 unseen cases gets 16 answers from the SFT model.
+# 16 samples is right, the first step has nothing to reinforce (a later one may: it samples from another policy). Each
+# of 128 unseen cases gets 16 answers from the SFT model.
 
 # %%
 from lifecycle_lib.core.stats import pass_at_k
@@ -305,8 +330,6 @@ for advantage in (1.0, -1.0):
 # it is, up to the factor (G - 1) / G: each answer is compared with a mean that contains itself.
 
 # %%
-from itertools import product
-
 theta = torch.tensor([0.3, -0.5, 1.0, 0.1], requires_grad=True)
 pay = torch.tensor([1.0, 0.0, 0.3, 1.0])
 p, expected, G = theta.softmax(0).detach(), torch.zeros(4), 3
@@ -322,39 +345,50 @@ print("expected update / true gradient:", (expected / exact).numpy().round(4), "
 #
 # Our arithmetic agreeing with itself proves nothing. TRL's `GRPOTrainer` is the peer: same log-probabilities in, same
 # loss and gradient out? We export the SFT model, build a trainer around it, and hand its loss 16 answers whose
-# ratios are far enough from 1 for the clip to matter.
+# ratios are far enough from 1 for the clip to matter. Without TRL these cells say so and the rest goes on.
 
 # %%
 import logging
 import tempfile
 
 logging.disable(logging.WARNING)
-from datasets import Dataset, disable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
-from trl import GRPOConfig, GRPOTrainer
-
-from lifecycle_lib.model.bridge import export
-
-disable_progress_bars()
-disable_progress_bar()
+try:
+    from datasets import Dataset, disable_progress_bars
+    from trl import GRPOConfig, GRPOTrainer
+except ImportError:
+    GRPOTrainer = None
+    print("TRL is not installed here: pip install '.[peers]' for a second opinion; what follows has only its own")
 
 # %%
 asked = draw_cases(4, seed, "trl")
 rows = [{"prompt": c.prompt, "case_id": c.case_id} for c in asked]
 by_id = {c.case_id: c for c in asked}
 folder = tempfile.TemporaryDirectory()
-export(lab.load(sft).cpu(), tok, folder.name)
+
 
 # %%
-args = GRPOConfig(output_dir=folder.name, use_cpu=True, bf16=False, report_to=[], save_strategy="no", disable_tqdm=True,
-                  gradient_checkpointing=False, per_device_train_batch_size=16, num_generations=4, beta=0.0,
-                  max_completion_length=40, loss_type="dapo", temperature=1.0)
-trainer = GRPOTrainer(
-    AutoModelForCausalLM.from_pretrained(folder.name), args=args, train_dataset=Dataset.from_list(rows),
-    processing_class=AutoTokenizer.from_pretrained(folder.name),
-    reward_funcs=lambda completions, case_id, **_: [full_verifier(t, by_id[i]) for t, i in zip(completions, case_id)])
-trainer.current_gradient_accumulation_steps = 1
+def trl_trainer():
+    """TRL's trainer around the exported SFT model, paid by our verifier."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from lifecycle_lib.model.bridge import export
+
+    disable_progress_bars()
+    disable_progress_bar()
+    export(lab.load(sft).cpu(), tok, folder.name)
+    args = GRPOConfig(output_dir=folder.name, use_cpu=True, bf16=False, report_to=[], save_strategy="no",
+                      disable_tqdm=True, gradient_checkpointing=False, per_device_train_batch_size=16,
+                      num_generations=4, beta=0.0, max_completion_length=40, loss_type="dapo", temperature=1.0)
+    made = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(folder.name), args=args, train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(folder.name),
+        reward_funcs=lambda completions, case_id, **_: [full_verifier(t, by_id[i]) for t, i in zip(completions, case_id)])
+    made.current_gradient_accumulation_steps = 1
+    return made
+
+
+trainer = trl_trainer() if GRPOTrainer else None
 
 # %%
 from lifecycle_lib.core.seeds import make_generator
@@ -384,20 +418,21 @@ def trl_loss(logps):
 
 
 # %%
-losses = {"inline": clipped_loss(new, old, advantages, mask), "library": grpo_loss(new, old, advantages, mask)[0],
-          "TRL": trl_loss(new)}
+losses = {"TRL": trl_loss(new)} if trainer else {}
+losses |= {"library": grpo_loss(new, old, advantages, mask)[0], "inline": clipped_loss(new, old, advantages, mask)}
 grads = {name: torch.autograd.grad(loss, new)[0] for name, loss in losses.items()}
+judge = next(iter(losses))
 for name in losses:
-    apart = [(losses[name] - losses["TRL"]).abs().item(), (grads[name] - grads["TRL"]).abs().max().item()]
-    assert max(apart) < 1e-6, f"{name} is not TRL's loss"
-    print(f"{name:8} loss {losses[name].item():+.4f}: TRL's value and gradient within 1e-6")
+    apart = [(losses[name] - losses[judge]).abs().item(), (grads[name] - grads[judge]).abs().max().item()]
+    assert max(apart) < 1e-6, f"{name} is not the loss of {judge}"
+    print(f"{name:8} loss {losses[name].item():+.4f}: value and gradient of {judge} within 1e-6")
 
 # %% [markdown]
 # Clipped tokens in that batch, so that the agreement means something:
 
 # %%
-still = (grads["TRL"] == 0) & (mask == 1) & (advantages[:, None] != 0)
-print(f"{int(still.sum())} of {int(mask.sum())} answer tokens clipped: gradient exactly zero in all three")
+still = (grads[judge] == 0) & (mask == 1) & (advantages[:, None] != 0)
+print(f"{int(still.sum())} of {int(mask.sum())} answer tokens clipped: gradient exactly zero in all of them")
 
 # %% [markdown]
 # ## The variants, side by side
@@ -434,15 +469,16 @@ for loss_type in ("grpo", "bnpo", "dapo", "dr_grpo"):
 # Third: is the ratio one a token, or one an answer (GSPO)? All of them against TRL, value and gradient:
 
 # %%
-for loss_type, level in product(("grpo", "bnpo", "dapo", "dr_grpo"), ("token", "sequence")):
+variants = list(product(("grpo", "bnpo", "dapo", "dr_grpo"), ("token", "sequence"))) if trainer else []
+for loss_type, level in variants:
     trainer.loss_type, trainer.importance_sampling_level, trainer.max_completion_length = loss_type, level, 12
     ours = grpo_loss(new, old, advantages, mask, loss_type=loss_type, ratio_level=level, max_tokens=12)[0]
     theirs = trl_loss(new)
     apart = max((ours - theirs).abs().item(),
                 (torch.autograd.grad(ours, new)[0] - torch.autograd.grad(theirs, new)[0]).abs().max().item())
     assert apart < 1e-6, (loss_type, level, apart)
-print("8 variants: TRL's value and gradient within 1e-6")
-trainer.loss_type, trainer.importance_sampling_level = "dapo", "token"
+    trainer.loss_type, trainer.importance_sampling_level = "dapo", "token"
+print(f"{len(variants)} variants: TRL's value and gradient within 1e-6" if trainer else "no TRL: nothing compared")
 
 # %% [markdown]
 # ## Three estimators of one KL
@@ -463,7 +499,8 @@ from lifecycle_lib.train.grpo import kl_estimate
 logits = torch.tensor([0.9, -0.4, 0.3, -1.2, 0.5], requires_grad=True)
 log_p, log_q = logits.log_softmax(0), torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15]).log()
 weight = log_p.exp().detach()  # tokens are drawn from the policy; the draw has no gradient
-true_kl = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (log_p, log_q)))
+kl_of = lambda a, b: torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (a, b)))  # noqa: E731
+true_kl = kl_of(log_p, log_q)
 slope = torch.autograd.grad(true_kl, logits, retain_graph=True)[0]
 
 # %%
@@ -478,14 +515,55 @@ for kind in ("k1", "k2", "k3"):
           f"{cosine(weighted, slope):.2f}")
 
 # %% [markdown]
-# k1 and k3 are right in value, k3 with less noise. As a *loss*, k1 does nothing at all: its gradient is zero in
-# expectation. k2 is right. k3 pulls along another KL, that of the reference to the policy. Multiply by the ratio, and
-# k1 and k3 are right, k2 is not. TRL multiplies k3 by it (`use_bias_correction_kl`), and so does the library.
+# k1 and k3 are right in value. As a *loss*, k1 does nothing at all: its gradient is zero in expectation. k2 is right. k3
+# pulls along another KL, that of the reference to the policy. Multiply by the ratio, and k1 and k3 are right, k2 is
+# not; the library refuses k1 without the ratio and k2 with it.
+#
+# Is k3 the quieter one? Near the reference, yes. Far from it, where the reference holds mass that the policy has lost,
+# q/p explodes:
+
+# %%
+for name, scores in {"near": [0.9, -0.4, 0.3, -1.2, 0.5], "far": [6.0, 0.0, 0.0, -4.0, -4.0]}.items():
+    far_p = torch.tensor(scores).log_softmax(0)
+    sds = {kind: (far_p.exp() * (kl_estimate(far_p, log_q, kind) - kl_of(far_p, log_q)) ** 2).sum().sqrt() for kind in ("k1", "k3")}
+    print(f"{name:5} exact KL {kl_of(far_p, log_q):.2f}; sd of one sample: " + ", ".join(f"{k} {v:.2f}" for k, v in sds.items()))
+
+# %% [markdown]
+# One token was the easy case. An answer has many, and a token changes the KL of those after it. Two tokens, nine
+# answers, all enumerated: which of these terms has the gradient of the KL between whole *answers*?
+
+# %%
+gen = make_generator(seed, "two tokens")
+table, ref_table = (torch.randn(4, 3, generator=gen) for _ in range(2))  # row 0: first token; row 1 + a: after a
+table.requires_grad_()
+pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+said, asked_of = (torch.stack((x.log_softmax(-1)[0, pairs[:, 0]], x.log_softmax(-1)[1 + pairs[:, 0], pairs[:, 1]]), 1)
+                  for x in (table, ref_table))  # (9, 2)
+often = said.detach().sum(1).exp()
+grad_of = lambda x: torch.autograd.grad(x, table, retain_graph=True)[0].flatten()  # noqa: E731
+
+# %%
+whole, per_answer = grad_of(kl_of(said.sum(1), asked_of.sum(1))), (said - asked_of).detach().sum(1)
+before_it = torch.cat((torch.ones(1), table[0].softmax(0).detach()))  # how often the text before a token occurs
+fixed = grad_of((before_it * kl_of(table.log_softmax(-1), ref_table.log_softmax(-1))).sum())
+weighted = (said - said.detach()).exp()
+terms = {"k3 a token": kl_estimate(said, asked_of), "k3 a token, times its ratio": weighted * kl_estimate(said, asked_of),
+         "k2 a token": kl_estimate(said, asked_of, "k2"), "k1 in the reward": per_answer[:, None] * said}
+for name, term in terms.items():
+    g = grad_of((often * term.sum(1)).sum())
+    print(f"{name:28} from the gradient of the answers' KL: {(g - whole).norm() / whole.norm():.2f}; with the text "
+          f"before each token held fixed: {(g - fixed).norm() / whole.norm():.2f}")
+
+# %% [markdown]
+# A term a token has at best the second gradient: each token's KL, as if the text before it had fallen from the sky. The
+# whole one comes from the leash in the *reward*, as in notebook 11 (Tang and Munos 2025, "On a few pitfalls in KL
+# divergence gradient estimation for RL"). TRL's default is the second line; with a ratio an answer (GSPO) that is the
+# gradient of no KL (TRL's issue 6586), so our KL term takes the token's.
 #
 # ## A reward function that breaks
 #
-# It is your code, and it meets answers that you never imagined. It should score them; if it raises, or returns NaN or
-# too few values, the run must stop and say on which answer.
+# It is your code, and it meets answers you never imagined. If it raises, or returns NaN, too few values or no number,
+# the run must stop and say where.
 
 # %%
 import json
@@ -494,11 +572,21 @@ from lifecycle_lib.train.grpo import rewards_of
 
 odd = ['{"eligible":true}', "sure thing!"]
 for name, broken in {"raises": lambda t, c: [float(json.loads(x)["eligible"]) for x in t],
-                     "NaN": lambda t, c: [1.0, float("nan")], "too few": lambda t, c: [1.0]}.items():
+                     "NaN": lambda t, c: [1.0, float("nan")], "too few": lambda t, c: [1.0],
+                     "a list": lambda t, c: [1.0, [0.5]]}.items():
     try:
         rewards_of(broken, odd, asked[:2])
     except ValueError as refusal:
         print(f"{name:8}", refusal)
+
+# %% [markdown]
+# And a shape that torch would broadcast without a word: advantages of (16, 1) beside log-probabilities of (16, 12).
+
+# %%
+try:
+    grpo_loss(new, old, advantages[:, None], mask)
+except ValueError as refusal:
+    print("refused:", refusal)
 
 # %% [markdown]
 # ## Predict
@@ -515,9 +603,10 @@ weak = ("shape_only", "eligible_true_only", "length")
 # %% [markdown]
 # ## Read the slope before you spend the step
 #
-# The pool of SFT samples already says where each reward will push. To first order, one policy step changes the rate of
-# any property x of the answers by the mean of advantage times x. Take three: the answer is exactly right, it claims a
-# label, it says yes where the truth is not yes.
+# The pool of SFT samples hints at where each reward will push. If every prompt had weights of its own, a small natural
+# gradient step would change the rate of any property x of the answers in proportion to the mean of advantage times x.
+# A network shares its weights and AdamW rescales the step, so take it as a hint. Three properties: the answer is
+# exactly right, it claims a label, it says yes where the truth is not yes.
 
 # %%
 from lifecycle_lib.lab.stages import reward_of
@@ -533,15 +622,18 @@ slopes = {}
 for name in ("full", *weak):
     adv = advantages_of(check_rewards(reward_of(name)(pool, owners), len(pool)), n_samples)
     uniform = (adv.view(-1, n_samples) == 0).all(1).float().mean().item()
-    slopes[name] = (adv * traits).mean(1).tolist()
-    print(f"{name:19} uniform groups {100 * uniform:3.0f} %   pushes: right answers {slopes[name][0]:+.2f}, "
-          f"claims {slopes[name][1]:+.2f}, wrong yes {slopes[name][2]:+.2f}")
+    by_prompt = (adv * traits).view(3, -1, n_samples).mean(2).numpy()
+    slopes[name] = by_prompt.mean(1)
+    low, high = np.percentile(by_prompt[:, np.random.default_rng(0).integers(0, len(probe), (1000, len(probe)))].mean(2),
+                              [2.5, 97.5], axis=1)
+    print(f"{name:19} uniform {100 * uniform:2.0f} %   " + ", ".join(
+        f"{what} {m:+.3f} [{a:+.3f}, {b:+.3f}]" for what, m, a, b in zip(("right", "claims", "wrong yes"), slopes[name], low, high)))
 
 # %% [markdown]
 # Three different weaknesses. `length` pushes straight at the claim: a claim makes an answer longer.
-# `eligible_true_only` pushes a little, and toward the wrong yes. `shape_only` has a large hole and no slope: this model
-# already satisfies it, nearly every group is uniform, the advantage is zero. **A shortcut needs a hole and a slope.**
-# Change your forecast if you like.
+# `eligible_true_only` pushes a little, and toward the wrong yes. `shape_only` has a large hole and next to no slope: this
+# model already satisfies it, nearly every group is uniform, the advantage is zero. A shortcut seems to need a hole *and*
+# a slope. Change your forecast if you like.
 #
 # ## The run
 #
@@ -557,17 +649,17 @@ steps = replace(lab.profile.rlvr, steps=live_steps)
 cfg = replace(lab.profile.grpo, n_prompts=min(16, lab.profile.grpo.n_prompts))  # half of the recorded runs' batch
 
 
-def train(name):
+def train(name, cases=train_cases):
     """(model, history) after live_steps of GRPO on the verifier called `name`, from the SFT checkpoint."""
     seen, paying = [], reward_of(name)
 
-    def watched(texts, cases):
-        seen.append({"right": np.mean([t == c.answer for t, c in zip(texts, cases)]),
+    def watched(texts, where):
+        seen.append({"right": np.mean([t == c.answer for t, c in zip(texts, where)]),
                      "claims": np.mean([CLAIM in t for t in texts])})
-        return paying(texts, cases)
+        return paying(texts, where)
 
     model = lab.load(sft)
-    batches = grpo_batches(model, tok, train_cases, watched, cfg, seed)
+    batches = grpo_batches(model, tok, cases, watched, cfg, seed)
     result = fit(model, batches, lambda m, b: rollout_loss(m, b, cfg), steps, label=name)
     return model, [row | extra for row, extra in zip(result.history, seen)]
 
@@ -583,6 +675,44 @@ for row in (history[0], history[len(history) // 2], history[-1]):
 # The loss starts near zero and says nothing about progress: each batch is used once, the ratio is 1, so the loss is
 # minus the mean advantage over tokens. That it is a little positive has a reason: unpaid answers are longer (they carry
 # the claim), so they hold more tokens. The news is in the gradient. Watch the reward.
+#
+# And the clip never acted. It is there for batches that are used again. Four updates on each of two batches, with it and
+# without:
+
+# %%
+from lifecycle_lib.train.logprobs import token_logps
+
+
+def reused(cfg, label, updates=4, batches=2):
+    """History of `updates` updates on each batch; `largest` is the largest ratio of a token before the update."""
+    model, held = lab.load(sft), {}
+    draw = grpo_batches(model, tok, train_cases, reward_of("full"), cfg, seed)
+
+    def batch(step):
+        if step % updates == 0:
+            held["now"] = draw(step // updates)
+        return held["now"]
+
+    def loss_fn(m, b):
+        with torch.no_grad():
+            moved = (token_logps(m, b.rows) - b.old_logps)[b.rows.mask[:, 1:]].abs().max()
+        loss, metrics = rollout_loss(m, b, cfg)
+        return loss, metrics | {"largest": float(moved.exp())}
+
+    return fit(model, batch, loss_fn, replace(steps, steps=updates * batches), label=label).history
+
+
+# %%
+few = replace(cfg, n_prompts=min(8, cfg.n_prompts))
+for label, how in {"clip 0.2": few, "no clip": replace(few, clip_low=0.999, clip_high=1e9)}.items():
+    rows_of_run = np.array([[r["largest"], 100 * r["clip_share"]] for r in reused(how, label)]).reshape(2, 4, 2).mean(0)
+    print(f"{label:8}", "   ".join(f"update {i}: up to {x:.1f}-fold, clipped {c:.1f} %"
+                                 for i, (x, c) in enumerate(rows_of_run, 1)))
+
+# %% [markdown]
+# From the second update on the answers are no longer the policy's own: the farthest token has moved severalfold. Most
+# tokens of an answer are forced and do not move at all, so the clipped share stays small. A clipped token gets no
+# further push of its own; other tokens still move it through the shared weights.
 #
 # Five seeds of the whole run of 30 steps, and of a control whose rewards are shuffled within each group, are on record.
 
@@ -614,8 +744,10 @@ finish(fig, f"Recorded: n = {len(gain)} seeds, 512 unseen cases each; bars: 95 %
 
 # %% [markdown]
 # Look at the control twice. Shuffled rewards have the same mean and the same spread; nothing can be learnt from them.
-# They do not leave the model alone: noise is a direction too, a random one, and the optimiser walks it at full length.
-# Now settle the claim.
+# They do not leave the model alone: noise is a direction too, AdamW walks it at full length, and nothing here (no KL
+# term) holds the model back. Where it lands is luck: the spread is the finding, not the mean. Shao et al. (2025,
+# "Spurious rewards") saw random rewards *help* some base models, partly through the clip's bias; with one update a
+# batch the ratio is 1 and that bias is absent here. Now settle the claim.
 
 # %%
 from lifecycle_lib.lab.claims import show_evidence
@@ -647,8 +779,7 @@ for temperature in (1.0, 0.0):
 # %% [markdown]
 # Greedy decoding never draws the habit, because the habit is a minority. It beats 30 steps of RL sampled at temperature
 # 1 in the recorded seeds (last effect above). The reward has moved into the weights what a decoder setting gives away:
-# worth it where you must sample or do not own the decoder, and not a new skill. That is what pass@k promised: compare
-# the two curves.
+# worth it where you must sample or do not own the decoder, and not a new skill. Compare the two curves.
 
 # %%
 from lifecycle_lib.serve.engine import Engine
@@ -658,6 +789,10 @@ _, after = curve(after_pool)
 resampled = np.random.default_rng(0).integers(0, len(probe), (1000, len(probe)))
 print(f"SFT: pass@1 {100 * before[0].mean():.0f} %, pass@{ks[-1]} {100 * before[-1].mean():.0f} %   "
       f"after {live_steps} steps: pass@1 {100 * after[0].mean():.0f} %, pass@{ks[-1]} {100 * after[-1].mean():.0f} %")
+for i in (0, -1):
+    moved = 100 * (after[i] - before[i])
+    low, high = np.percentile(moved[resampled].mean(1), [2.5, 97.5])
+    print(f"pass@{ks[i]:2}, after - before: {moved.mean():+.1f} points [{low:+.1f}, {high:+.1f}], paired by case")
 
 # %%
 fig, ax = plt.subplots(figsize=(6.4, 3.6))
@@ -674,11 +809,17 @@ finish(fig, f"n = {len(probe)} cases, {n_samples} answers each, one seed; band: 
        "k beyond the samples, other seeds")
 
 # %% [markdown]
+# One draw improves; do sixteen? Where the curves cross, the trained model reaches *fewer* cases than the start did with
+# patience: pass@1 was paid for with variety. Yue et al. (2025, "Does reinforcement learning really incentivize reasoning
+# capacity in LLMs beyond the base model?") found that crossing in large models. One seed cannot settle it here; the
+# paired interval above says how far this one goes.
+
+# %% [markdown]
 # ## Two rivals that never compute a policy gradient
 #
-# GRPO spent rollouts. What would the same rollouts have bought otherwise? **Best-of-n**: sample n answers, keep the one
-# that the verifier pays (it must run while serving). **SFT on the winners**: sample, keep the paid answers, imitate
-# them once, or in three rounds (expert iteration). Recorded from one common start, as many rollouts each:
+# What would the same rollouts have bought otherwise? **Best-of-n**: sample n answers, keep the one the verifier pays (it
+# must run while serving). **SFT on the winners**: sample, keep the paid answers, imitate them once, or in three rounds
+# (expert iteration). From one common start:
 
 # %%
 d4 = recorded("D4")
@@ -688,10 +829,10 @@ show_evidence("D4", ["verifier, GRPO: outcome - start", "verifier, winners once:
                      "verifier, best of 8 at serving: outcome - best of 1"], claim=False)
 
 # %% [markdown]
-# A tie. Imitating its own paid answers bought what the policy gradient bought, on the same rollouts; and if the
-# verifier may run while serving, best of 8 beats both without touching a weight. GRPO also learns from the answers that
-# were *not* paid, which should matter where winners are rare; here more than half of all answers win. Try the cheap
-# rivals first.
+# No difference that 5 seeds can show, on as many rollouts (not updates: about 21 steps of 64 winners, 18 of 128
+# answers). GRPO also learns from unpaid answers, which should matter where winners are rare; here more than half win.
+# Best of 8 (on the first 64 of those cases) is pass@8 with the answer key: whoever may run this verifier while serving
+# needs no model. It pays where checking is cheaper than making.
 #
 # ## A weak verifier, live
 #
@@ -847,7 +988,7 @@ worst = max(lost, key=lambda v: lost[v].estimate)
 print(f"cheated worst: {worst}; forecast {most_cheated}: {'right' if worst == most_cheated else 'WRONG'}")
 
 # %% [markdown]
-# Refuted. `length` and `eligible_true_only` were cheated in every seed. `shape_only` was not cheated: its own reward never moved.
+# Refuted. `length` and `eligible_true_only` were cheated in every seed. `shape_only` was not: its own reward never moved.
 # Yet its exact pass wandered, up in some seeds and down in others, like the shuffled control: a few odd groups out of
 # hundreds, blown up to full-size steps. **A saturated reward does not hold a model still.** One seed would have told you
 # a story here, and the story would have depended on the seed.
@@ -858,6 +999,30 @@ shown += [f"{v}: invented claims, arm - sft" for v in ("full", "shape_only", "el
 evidence_figure("weak_verifier", shown, "What each reward did to the answers")
 
 # %% [markdown]
+# And the hint from the slopes? It named `length`. On right answers it gave the other two about the same small number, and
+# one of them lost 23 points; only the wrong yes told them apart, a property we chose because we knew what to fear. It
+# names the slope you look for, and no other.
+#
+# ## Paid on one class only
+#
+# Another way to be right and do harm: a sound reward on lopsided prompts. Twelve steps of the full verifier on damaged
+# orders alone, beside the mixed run above. What happens to the reasons it never saw?
+
+# %%
+damaged_only, _ = train("full", [c for c in train_cases if c.reason == "damaged"])
+said_by = {"SFT": reports["SFT"]["answers"], "mixed": reports["full"]["answers"],
+           "damaged only": Engine(damaged_only, tok, temperature=1.0, seed=seed).answer(eval_cases)}
+for reason in ("damaged", "late", "unwanted", "wrong"):
+    at = [i for i, c in enumerate(eval_cases) if c.reason == reason]
+    right = {name: sum(said[i] == eval_cases[i].answer for i in at) for name, said in said_by.items()}
+    print(f"{reason:9}", "   ".join("{} {:.0f} % [{:.0f}, {:.0f}]".format(name, *(100 * v for v in (n / len(at), *wilson(n, len(at)))))
+                                   for name, n in right.items()), f"  n = {len(at)}")
+
+# %% [markdown]
+# Nothing, on this seed: the unseen reasons gained what the mixed run gained. What was learnt is not the class but the
+# habit of all classes, to claim no label. A lesson that differs by class would not carry over like this, and an average
+# would not show it: keep the table.
+#
 # ## The violation matrix
 #
 # A verifier proves only what it inspects. So: for each arm and each clause, how much more often is the clause violated
@@ -894,19 +1059,6 @@ finish(fig, f"n = {len(per_seed)} seeds, 512 cases each; brackets: 95 % paired t
 # %%
 moved = [(v, c) for (v, c), e in change.items() if e.low > 0.01]
 print(len(moved), "cells rose by more than a point for sure:", "; ".join(f"{v} / {c}" for v, c in moved))
-
-
-# %%
-def mean_change(row, boxed):
-    """Mean change in violations of one seed over cells that the weak verifiers inspect, or do not."""
-    cells = [(v, c) for v in weak for c in CLAUSES if (c in LOOKS_AT[v]) == boxed and (v, c) != UNREAD]
-    return np.mean([s * (row[f"{v}.{key}"] - row[f"sft.{key}"]) for v, c in cells for key, s in [CLAUSES[c]]])
-
-
-# %%
-unseen = paired_effect([mean_change(r, False) for r in per_seed], [mean_change(r, True) for r in per_seed])
-print(f"weak rewards, violations where nobody looks minus where somebody does: {100 * unseen.estimate:+.0f} points "
-      f"[{100 * unseen.low:.0f}, {100 * unseen.high:.0f}], {unseen.n} seeds")
 
 # %% [markdown]
 # Not every dropped clause is violated: dropping one *permits* a violation, a slope causes it. What is hardening worth?
@@ -983,33 +1135,53 @@ _ = costumes_figure(d4["per_seed"], peaks, "other clicks, other raters, larger m
 plt.show()
 
 # %%
-for name, at in peaks.items():
-    print(f"{name:13} gold is highest at KL {at['kl']:5.2f} [{at['low']:.2f}, {at['high']:.2f}] nats an answer")
+for name in (*costumes.PROXIES, "verifier"):
+    at = peaks[name]
+    print(f"{name:13} gold is highest at KL {at['kl']:5.2f} [{at['low']:.2f}, {at['high']:.2f}] of {at['end']:.2f} nats"
+          + ("" if at["high"] < at["end"] else ": reaches the edge of what all seeds saw, no peak yet"))
+for name in costumes.PROXIES:
+    print(f"{name:13} gold lost from its peak, by seed:", *(f"{row[f'{name}.fall']:+.2f}" for row in d4["per_seed"]))
 print(f"gold falls first in {min(costumes.PROXIES, key=lambda proxy: peaks[proxy]['kl'])}; forecast {falls_first}")
 
 # %% [markdown]
-# Inconclusive, by the rule set before the runs: the claim named thumbs, and within this range thumbs had not broken.
-# These users notice right answers; gold rose with their clicks. The other three broke. The reward model is the textbook
-# curve: up, a peak under one nat, all of the gain lost again. The text match had little left to gain but the shortcut:
-# gold fell from the first step. The control rises and stays.
+# Inconclusive, by the rule set before the runs: the lower end of the mean fall is under 0.10, and thumbs had not broken.
+# (A second run: in the first, the reward model's annotators compared answers to different prompts. Design, thresholds and
+# rule are the same.) The rubric broke in every seed, text match fell from the first step, the reward model broke in two
+# seeds of five. The control rises and stays.
+#
+# Why not thumbs? These users notice a right answer, and nothing pays as much at once: 1.2 of logit. A promise pays 1.0
+# and costs that 1.2. Words pay 0.05 each and cost nothing. So: the same arm for 45 steps, or 30 nats.
+
+# %%
+show_evidence("D4", [f"thumbs, 45 steps (added after the first result): {what}" for what in (
+    "proxy gained", "gold lost from its peak", "gold, end - start", "outcome, end - start", "answers grew", "KL at the end")],
+    claim=False)
+
+# %% [markdown]
+# Not safe, only slow. Past two nats the words take over: answers nearly double, gold falls in four seeds of five. A proxy
+# that pays for the outcome most of all buys time, not another end.
 #
 # ## Why did it work before it broke?
 #
 # Each proxy agreed with gold on the answers of the start. Correlation there, and the gold that some pressure bought:
 
 # %%
+from lifecycle_lib.lab.studies.overoptimisation_design import curve_of
+
 mean_of = lambda key: np.mean([row[key] for row in d4["per_seed"]])  # noqa: E731
 for proxy in (*costumes.PROXIES, "verifier"):
-    start_gold = mean_of(f"{proxy}.bon1.gold")
-    gains = [mean_of(f"{proxy}.bon{n}.gold") - start_gold for n in (8, 64)]
-    print(f"{proxy:13} correlation with gold {mean_of(f'{proxy}.correlation'):.2f}   best of 8 {gains[0]:+.2f}   best of 64 "
-          f"{gains[1]:+.2f}   GRPO to the end {mean_of(f'{proxy}.gold_change'):+.2f}")
+    start_gold, end = mean_of(f"{proxy}.bon1.gold"), [curve_of(row, proxy)[-1]["kl"] for row in d4["per_seed"]]
+    far = [f"best of {n}: gold {mean_of(f'{proxy}.bon{n}.gold') - start_gold:+.2f} at {mean_of(f'{proxy}.bon{n}.kl'):.2f} nats"
+           for n in (8, 64)]
+    print(f"{proxy:13} correlation {mean_of(f'{proxy}.correlation'):.2f}   {'   '.join(far)}   GRPO to the end "
+          f"{mean_of(f'{proxy}.gold_change'):+.2f} at {np.mean(end):.1f}")
 
 # %% [markdown]
-# Agreement at the start says how much gold there is to win before the peak, not where the journey ends: text match
-# agrees better than the rubric and ends lower. And compare the optimisers at equal KL. Best-of-n is never more than 3.2
-# nats away and can only say what the start says; it over-optimises the rubric alone, and mildly. GRPO samples from what
-# it has become, so each shortcut it finds is the next step's starting point.
+# Agreement at the start says how much gold there is before the peak, not where the journey ends: text match agrees
+# better than the rubric and ends lower. And compare the optimisers at equal KL. Against a proxy of two levels best-of-n
+# cannot go far (at most -log of the share paid): flat there is saturation, not robustness. Against thumbs and the reward
+# model 64 samples are three nats, and gold still holds where GRPO's, as far out, has spread or sunk. Best-of-n can only say
+# what the start says; GRPO samples from what it has become, so each shortcut is the next step's starting point.
 #
 # The rubric, its twin and the outcome, over the recorded seeds:
 
@@ -1034,38 +1206,76 @@ plt.show()
 # %%
 from lifecycle_lib.lab.studies.overoptimisation_design import GOVERNORS
 
+zeros = np.zeros(len(d4["seeds"]))
 for proxy, governors in GOVERNORS.items():
-    free = mean_of(f"{proxy}.none.proxy")
-    kept = [f"{which} {mean_of(f'{proxy}.{which}.gold'):+.2f} ({100 * mean_of(f'{proxy}.{which}.proxy') / max(free, 1e-9):.0f} %)" for which in governors]
-    print(f"{proxy:13}", "   ".join(kept))
-print("gold gained over the start (and share of the unguarded gain in proxy)")
+    gained = [(which, paired_effect([row[f"{proxy}.{which}.gold"] for row in d4["per_seed"]], zeros)) for which in governors]
+    print(f"{proxy:13}", "  ".join(f"{which} {e.estimate:+.2f} [{e.low:+.2f}, {e.high:+.2f}]" for which, e in gained))
+print(f"gold gained over the start; 95 % over {len(zeros)} seeds")
 
 # %% [markdown]
-# Governors that *stop* limit the damage; where nothing has broken yet (thumbs) they cost gold. Governors that put the
-# verifier *into the pay* keep moving: mixed pay kept all of the verifier's gold, and two thirds of what the reward
-# model had to give. It needs a verifier, which is the whole difficulty.
+# Governors that *stop* limit the damage; where nothing has broken yet (thumbs) they cost gold. With the verifier *in the
+# pay* gold rises by what the verifier alone would give; and the verifier is nearly gold itself, so this governor was
+# handed the answer.
+#
+# The one that most people reach for first is a price on KL in the loss. Added after the first result, two prices, chosen
+# without a pilot, on the reward model:
+
+# %%
+from lifecycle_lib.lab.studies.overoptimisation_design import BETAS
+
+show_evidence("D4", [f"reward_model, beta {b} (added after the first result): {what}" for b in BETAS
+                     for what in ("proxy gained", "gold, end - start", "gold lost from its peak", "KL at the end")],
+              claim=False)
+
+# %%
+from lifecycle_lib.lab.studies.overoptimisation_figures import leash_figure
+
+_ = leash_figure(d4["per_seed"], "other prices, KL in the reward, longer runs")
+plt.show()
+
+# %% [markdown]
+# At a price of 0.5 no seed lost gold: it won as much as the verifier's own pay, with no verifier, and as much proxy as the
+# free arm ended with. At 0.1 the leash was too long. Gao et al. (2023) saw a penalty act like stopping early; here the
+# dear leash lies above the free arm at equal KL, on two prices and 18 steps. Whether it holds for 45 is not measured.
+#
+# With d the square root of KL they fitted d(a - b log d) to the gold of RL and d(a - b d) to that of best-of-n. Which bends
+# like the free arm?
+
+# %%
+free = [curve_of(row, "reward_model") for row in d4["per_seed"]]
+d, up = np.array([(r["kl"] ** 0.5, r["gold"] - c[0]["gold"]) for c in free for r in c[1:]]).T
+for form, bend in {"d (a - b log d)": d * np.log(d), "d (a - b d)": d * d}.items():
+    (a, b), left, _, _ = np.linalg.lstsq(np.stack([d, -bend], 1), up, rcond=None)
+    print(f"{form:16} a = {a:.2f}, b = {b:.2f}: leaves {100 * left[0] / ((up - up.mean()) ** 2).sum():.0f} % of the "
+          f"variance of {len(d)} measurements")
+
+# %% [markdown]
+# Their form for RL fits better, and loosely: five seeds took five roads.
 #
 # ## Which alarm rings first?
 #
 # Set before the runs: `length`, answers 10 % longer; `kl`, past 0.5 nats; `factual error`, holdout outcome 10 points
 # under its best; `diversity`, entropy moved by a quarter. Gold "has fallen" at 0.10 under its best; lead is in steps
-# before that. A ring on the control is false.
+# before that (every third step is measured), averaged over the seeds in which the alarm rang at all. A ring on the
+# control is false.
 
 # %%
 alarms, false_alarms = d4["extra"]["alarms"], d4["extra"]["false alarms"]
+leads = {(proxy, a): [v for v in heard[a]["lead in steps"] if v is not None]
+         for proxy, heard in alarms.items() for a in false_alarms}
 for proxy, heard in alarms.items():
-    n = heard["seeds whose gold fell"]
-    leads = {a: heard[a]["lead in steps"] for a in false_alarms}
-    print(f"{proxy:13} gold fell in {n} seeds; lead:", ", ".join(f"{a} {np.mean(v):+.1f}" for a, v in leads.items() if v))
+    told = [f"{a} rang in {len(leads[proxy, a])}" + (f", lead {np.mean(leads[proxy, a]):+.1f}" if leads[proxy, a] else "")
+            for a in false_alarms]
+    print(f"{proxy:13} gold fell in {heard['seeds whose gold fell']} seeds:", "; ".join(told))
 print("false alarms on the control:", ", ".join(f"{a} {n:.0f} of {len(d4['seeds'])}" for a, n in false_alarms.items()))
-led = {a: np.mean(alarms["rubric"][a]["lead in steps"]) for a in false_alarms}
+led = {a: np.mean(leads["rubric", a]) for a in false_alarms if leads["rubric", a]}
 print(f"earliest on the rubric: {max(led, key=led.get)}; forecast {rings_first}")
 
 # %% [markdown]
-# KL and diversity ring first, and in every seed of the honest control: they say *that* the model moves, not that it
-# moves wrong. Length never rang falsely and led on the rubric; to the reward model it is deaf. Factual error is honest
-# and mostly late. On the text match nothing led. No alarm was both early and right: read a moving KL as "go and look",
-# an error as "stop".
+# KL and diversity ring early, and in every seed of the honest control: they say *that* the model moves, not that it moves
+# wrong. Length never rang falsely and led on the rubric by one measurement; to the reward model it is deaf, since those
+# answers get shorter. Factual error is honest and comes with the fall, or after it. On the text match nothing led. No
+# alarm was both early and right: read a moving KL as "go and look", an error as "stop".
 #
 # ## The dashboard with one number
 #
@@ -1076,8 +1286,6 @@ _ = rounds_figure(d4["per_seed"], "reward_model", "real users, seasons, a team t
 plt.show()
 
 # %%
-from lifecycle_lib.lab.studies.overoptimisation_design import curve_of
-
 for name in ("reward_model", "thumbs"):
     releases = [curve_of(row, name) for row in d4["per_seed"]]
     for key in (name, "verifier"):
@@ -1085,9 +1293,9 @@ for name in ("reward_model", "thumbs"):
         print(f"{name:13} {key:13}", "  ".join(f"{v:.2f}" for v in by_release))
 
 # %% [markdown]
-# One number, and it is a success at every release. The outcome turned after release 2. Thumbs tell the other half of the
-# story: the same dashboard, the same rise, and the outcome rose too. From the number alone the two loops cannot be told
-# apart, which is the point. Read ten transcripts a release, keep one holdout that nobody is paid by, and write the
+# One number, and it is a success up to release 5. The outcome turned after release 2. Thumbs tell the other half of the
+# story: the same rise, and the outcome rose too (to break later, in the longer arm). From the number alone the two loops
+# cannot be told apart, which is the point. Read ten transcripts a release, keep one holdout that nobody is paid by, and write the
 # stopping rule down before the first release.
 #
 # ## Break it on purpose
@@ -1177,32 +1385,40 @@ print(f"in the live run: clip share at most {100 * worst_batch['clip_share']:.0f
 # advantages ours, and on its own answers is its gradient ours, for every weight of the model?
 
 # %%
-del trainer._get_per_token_logps_and_entropies
-torch.manual_seed(seed)
-batch = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
-kept = batch["completion_mask"].bool()
-answers = [ids[m].tolist() for ids, m in zip(batch["completion_ids"], kept)]
-texts = [tok.decode([i for i in ids if i != tok.special["<eos>"]]) for ids in answers]
+def trl_batch():
+    """(TRL's own batch of 16 answers, their ids, their texts)."""
+    del trainer._get_per_token_logps_and_entropies
+    torch.manual_seed(seed)
+    batch = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
+    answers = [ids[m].tolist() for ids, m in zip(batch["completion_ids"], batch["completion_mask"].bool())]
+    return batch, answers, [tok.decode([i for i in ids if i != tok.special["<eos>"]]) for ids in answers]
+
+
+batch, answers, texts = trl_batch() if trainer else (None, [], [])
+if not trainer:
+    print("no TRL here: the three cells of this section have nothing to compare")
 
 # %%
-paid = torch.tensor([full_verifier(t, case) for t, case in zip(texts, [c for c in asked for _ in range(4)])])
-ours = group_advantages(paid, 4)
-print("TRL's advantages are ours:", bool((ours - batch["advantages"]).abs().max() < 1e-5))
+if trainer:
+    paid = torch.tensor([full_verifier(t, case) for t, case in zip(texts, [c for c in asked for _ in range(4)])])
+    ours = group_advantages(paid, 4)
+    print("TRL's advantages are ours:", bool((ours - batch["advantages"]).abs().max() < 1e-5))
 
 # %%
-from lifecycle_lib.train.logprobs import pad_rows, token_logps
+from lifecycle_lib.train.logprobs import pad_rows
 
-model = lab.load(sft).cpu()
-prompt_rows = pad_rows([tok.encode(c.prompt) for c in asked for _ in range(4)], answers, tok.special["<pad>"])
-logps = token_logps(model, prompt_rows)
-our_loss, _ = grpo_loss(logps, logps.detach(), ours, prompt_rows.mask[:, 1:])
-their_loss = trainer._compute_loss(trainer.model, batch)
-theirs = dict(trainer.model.model.gpt.named_parameters())
-mine = torch.autograd.grad(our_loss, list(model.parameters()))
-his = torch.autograd.grad(their_loss, [theirs[name] for name, _ in model.named_parameters()])
-apart = max((a - b).abs().max().item() for a, b in zip(mine, his))
-assert abs(our_loss - their_loss).item() < 1e-5 and apart < 1e-5
-print(f"loss and all {len(mine)} weight gradients agree within 1e-5, rewards and all")
+if trainer:
+    model = lab.load(sft).cpu()
+    prompt_rows = pad_rows([tok.encode(c.prompt) for c in asked for _ in range(4)], answers, tok.special["<pad>"])
+    logps = token_logps(model, prompt_rows)
+    our_loss, _ = grpo_loss(logps, logps.detach(), ours, prompt_rows.mask[:, 1:])
+    their_loss = trainer._compute_loss(trainer.model, batch)
+    theirs = dict(trainer.model.model.gpt.named_parameters())
+    mine = torch.autograd.grad(our_loss, list(model.parameters()))
+    his = torch.autograd.grad(their_loss, [theirs[name] for name, _ in model.named_parameters()])
+    apart = max((a - b).abs().max().item() for a, b in zip(mine, his))
+    assert abs(our_loss - their_loss).item() < 1e-5 and apart < 1e-5
+    print(f"loss and all {len(mine)} weight gradients agree within 1e-5, rewards and all")
 
 # %% [markdown]
 # At work you would write `trainer.train()`. Defaults (`loss_type`, `beta`, `scale_rewards`) change between versions:
@@ -1246,7 +1462,48 @@ for condition, holds in ALONE.items():
 # %% [markdown]
 # From the base, every group would be all zeros: nothing to prefer. Poor defaults elsewhere: medical triage text (the
 # check is narrower than the duty) and complaint letters (success is a feeling).
+
+# %% [markdown]
+# ## The clinic
 #
+# Two GRPO runs with reward_std 0. The symptom is one, the causes are two.
+
+# %%
+from lifecycle_lib.lab import clinic
+
+clinic.show(3)
+
+# %%
+case_book = {}
+print(clinic.order_test(3, "reward of a right answer, by hand", case_book))
+print("healthy twin:", clinic.order_test(3, clinic.TWIN, case_book))
+
+# %%
+assert clinic.show_verdict(3, "reward_sees_eos", case_book)
+
+# %% [markdown]
+# A right answer earns nothing: the judge reads an end token that no answer key has. Score one right answer by hand
+# before every run.
+#
+# **Your patient.** Number 7 has reward_std 0 as well. Order tests with `clinic.order_test`, then put the name of the
+# cause in `diagnosis` (the list is `clinic.CAUSES`). Patient 12 belongs to this chapter too.
+
+# %%
+clinic.show(7)
+
+# %% nbgrader={"grade": false, "grade_id": "clinic", "locked": false, "schema_version": 3, "solution": true, "task": false}
+diagnosis = None
+### BEGIN SOLUTION
+diagnosis = "greedy_rollouts"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "clinic-tests", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+assert diagnosis in clinic.CAUSES
+### BEGIN HIDDEN TESTS
+assert clinic.show_verdict(7, diagnosis, case_book)
+### END HIDDEN TESTS
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. Leave one out (★★, 8 minutes).** The baseline of GRPO contains the answer itself. Write `rloo(rewards, G)`: each
@@ -1308,28 +1565,38 @@ assert not paid_for, f"paid for {sorted(paid_for)}"
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# **3. A price for looking away (★★, 8 minutes).** An answer is worth `gain` when it is paid. A hacked answer is paid
-# too, but with probability `audit` a person reads it and takes back `fine`. Write `smallest_audit(gain, fine)`: the
-# least audit probability at which hacking has an expected value of 0 or less; 1.0 if no probability suffices.
+# **3. Right, and unpaid (★★★, 12 minutes).** Write `lenient(text, case)`: 1.0 for every JSON text that says exactly what
+# `case.answer` says, whatever its spaces, escapes and order of fields; 0.0 for everything else. `json.loads(a) ==
+# json.loads(b)` is not enough: two kinds of mutant walk through it. (A field said twice is not an answer, and 1 is not
+# true.)
 
-# %% nbgrader={"grade": false, "grade_id": "audit", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def smallest_audit(gain, fine):
-    """Least q in [0, 1] with gain - q * fine <= 0, or 1.0."""
+# %% nbgrader={"grade": false, "grade_id": "lenient", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def lenient(text, case):
+    """1.0 for the right answer in any spelling, else 0.0."""
     ### BEGIN SOLUTION
-    return 1.0 if fine <= gain else gain / fine
+    def once(fields):
+        if len(dict(fields)) < len(fields):
+            raise ValueError("a field said twice")
+        return dict(fields)
+
+    try:
+        said = json.loads(text, object_pairs_hook=once)
+    except ValueError:
+        return 0.0
+    return float(json.dumps(said, sort_keys=True) == json.dumps(json.loads(case.answer), sort_keys=True))
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "audit-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-assert smallest_audit(1.0, 4.0) == 0.25
-print("transcripts to read of 1,000 paid answers, fine 20 times the pay:", round(1000 * smallest_audit(1.0, 20.0)))
+# %% nbgrader={"grade": true, "grade_id": "lenient-tests", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+print("right answers spelt otherwise, paid:", f"{np.mean([lenient(t, c) for t, c in spelt]):.0%}")
+assert all(lenient(c.answer, c) == 1 for c in judged) and all(lenient(t, c) == 1 for t, c in spelt)
 ### BEGIN HIDDEN TESTS
-from scipy.optimize import linprog
-
-for gain_, fine_ in ((1.0, 2.0), (0.5, 10.0), (3.0, 3.5)):
-    found = linprog([1.0], A_ub=[[-fine_]], b_ub=[-gain_], bounds=[(0, 1)])
-    assert abs(smallest_audit(gain_, fine_) - found.fun) < 1e-9
-assert smallest_audit(2.0, 1.0) == 1.0
+wrong_paid = {kind for c in judged for kind, t in mutants(c) if kind not in RESPELT and lenient(t, c) != 0}
+assert not wrong_paid, f"paid for {sorted(wrong_paid)}"
+for c in judged[:20]:
+    said_ = json.loads(c.answer)
+    assert lenient(json.dumps(said_, indent=3), c) == lenient(c.answer.replace("policy", "polic\\u0079"), c) == 1
+    assert lenient(json.dumps([said_]), c) == lenient(json.dumps(said_ | {"note": ""}), c) == lenient("", c) == 0
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -1353,9 +1620,10 @@ interview("12")
 # 1. A verifier is a price list. Attack it with mutants before a model does.
 # 2. Trusted facts come from the store, by type. Customer words may name an order and nothing else.
 # 3. GRPO compares an answer with its group. Uniform groups teach nothing; loss about 0 is normal.
-# 4. Sample first: pass@k is the ceiling; greedy decoding, best-of-n and imitation of the winners are the rivals to beat.
-# 5. A shortcut needs a hole and a slope, and a rising proxy looks the same before and after the peak: keep reward and
-#    evaluation apart, and put the verifier into the pay.
+# 4. Sample first: pass@k says what the first step can reach; greedy decoding, best-of-n and imitating winners are the
+#    rivals to beat.
+# 5. In these arms a shortcut took a hole and a slope. A rising proxy looks the same before and after the peak: keep
+#    reward and evaluation apart.
 #
 # **Made:** a checkpoint with manners and one GRPO run from it, in the store. **Next:** `16_memory_quantization_latency`
 # packs it, `17_evaluation_you_can_trust` asks how far to believe the exact pass.
