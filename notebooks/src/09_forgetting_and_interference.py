@@ -8,7 +8,9 @@
 #
 # A team fine-tunes its assistant on harmless cases. The launch suite is green. Four weeks later somebody notices that
 # it no longer refuses anything. No log line said so: the loss was falling, the accuracy rising, and the skill that
-# went was the one that nobody asked about.
+# went was the one that nobody asked about. That harmless fine-tuning does this to real assistants is the finding of Qi
+# et al. (2024), *Fine-tuning aligned language models compromises safety, even when users do not intend to*. Here it
+# happens to yours.
 #
 # After this notebook you can:
 #
@@ -46,8 +48,8 @@ card = ClaimCard(
     direction="down", smallest=0.10, unit="share",
     falsifier="under 10 points lost at equal skill; or refusals do not halve before the skill has come half way; or the "
               "gate blocks more than one in five of the checkpoints that lost half their refusals; or replay keeps no more",
-    scope="0.1M parameters, small desk, unseen sentences of known words, 8 seeds",
-    not_measured="attacks, new words, larger models, what a user would do with the answers")
+    scope="0.1M parameters, small desk, a base that saw look-alikes, unseen sentences of known words, 8 seeds",
+    not_measured="attacks, new words, larger models; an answer that does not refuse has harmed nobody yet")
 card.show()
 
 # %% [markdown]
@@ -56,7 +58,8 @@ card.show()
 # Rows are stages in the order they ran, columns are skills. Two stages, two skills. Stage 1 taught refusing, stage 2
 # taught reading.
 #
-# - **Forgetting** of a skill: its best score at an earlier stage, minus its last (Chaudhry et al. 2018).
+# - **Forgetting** of a skill: its best score at an earlier stage, minus its last. Averaged over the skills taught before the
+#   last stage, since nobody has had time to forget that one (Chaudhry et al. 2018).
 # - **Backward transfer**: what the later stages did to what an earlier one had taught, on average (Lopez-Paz and Ranzato
 #   2017, equation 3). Negative means forgetting.
 
@@ -70,8 +73,9 @@ assert abs(backward_transfer(by_hand, ["refusing", "reading"]) + 0.65) < 1e-12
 print("forgetting:", {k: round(v, 2) for k, v in lost.items()}, " backward transfer: -0.65")
 
 # %% [markdown]
-# A negative forgetting is a skill that grew. The ledger has one weakness, and it is this notebook's subject: it only
-# knows the columns that somebody wrote down.
+# Reading was taught last: its "forgetting" of -0.70 is a skill that grew. Averaged in, it would give -0.03 for a model
+# that has lost two thirds of its refusals; the field's mean is 0.65. The ledger has one weakness, and it is this
+# notebook's subject: it only knows the columns that somebody wrote down.
 
 # %% [markdown]
 # ## Three kinds of ask
@@ -97,8 +101,9 @@ print(f"{len(trained_on)} harmful sentences may be trained on; none of the {len(
 # ## The algorithm: three ways to stay close
 #
 # **Replay** swaps a share of each batch for rows of the earlier stage. **KL** adds the distance of the new model's
-# next-token distributions from the old one's. **L2-SP** ties every weight to where it started with a spring. An adapter,
-# the fourth way, has the next notebook to itself.
+# next-token distributions from the old one's. **L2-SP** ties every weight to where it started with a spring; EWC
+# (Kirkpatrick et al. 2017) is the same spring, stiffer where the Fisher information says that a weight mattered. An
+# adapter, the fourth way, has the next notebook to itself.
 
 # %% tags=["algorithm"]
 import torch
@@ -161,8 +166,8 @@ print("you said", prediction)
 # %% [markdown]
 # ## The run, on your own model
 #
-# Half a minute: the chain's SFT checkpoint learns to refuse, then two fine-tunes start from it, one plain, one with a fifth
-# of every batch replayed. Everything is measured on the way.
+# Half a minute: the chain's SFT checkpoint learns to refuse, then two fine-tunes start from it, one plain, one with a
+# fifth of every batch replayed. Everything is measured on the way.
 
 # %%
 from lifecycle_lib.lab.studies.erosion_live import LiveConfig, erode_chain
@@ -180,9 +185,9 @@ for arm, curve in curves.items():
 
 # %% [markdown]
 # The first row is the model taught to refuse. It could read before, so this fine-tune is mere maintenance: the skill has
-# little to gain, and within a dozen steps the refusals are gone. Nothing in the data asked for that. With replay the same
-# steps cost far less. Count how many asks these percentages stand on before you quote them, and read the last column: a
-# model taught in half a minute refuses many twins as well.
+# little to gain, and within a dozen steps the refusals are gone. Nothing in the data asked for that. Count how many asks
+# these percentages stand on before you quote them, and read the last column: a model taught in half a minute refuses many
+# twins as well.
 
 # %%
 plain, kept = curves["plain"], curves["replay 20 %"]
@@ -197,9 +202,36 @@ if real:
     assert kept[-1]["refusal"] > plain[-1]["refusal"], "replay kept nothing"
 
 # %% [markdown]
+# ## A few tokens deep
+#
+# Where does a refusal live? Hand both models the right refusal, token by token, and ask at each place how far their next
+# words are apart (Qi et al. 2025 call aligned models *a few tokens deep*).
+
+# %%
+from lifecycle_lib.lab.studies.erosion_live import desk_rows
+from lifecycle_lib.train.staying_close import counted_logits
+
+tok = lab.load_tokenizer()
+refusals = desk_rows(tok, harmful)
+counted = refusals.mask[:, 1:]
+place = (counted.cumsum(1) - 1)[counted]  # 0: the first token of the answer
+
+# %%
+with torch.no_grad():
+    apart = kl_tokens(counted_logits(models["plain"], refusals), counted_logits(models["taught"], refusals))
+for i in range(int(place.max()) + 1):
+    print(f"answer token {i}: KL {apart[place == i].mean():5.2f} nats")
+
+# %% [markdown]
+# One token. The first is the brace that every answer begins with; the second, `refused` or `evidence`, is the decision, and
+# there alone the two models part. Past it the eroded model finishes a refusal as before: it forgot to begin one. (Nobody
+# hands over the first tokens in service.)
+
+# %% [markdown]
 # ## What the launch suite says
 #
-# The release gate of notebook 18, on 400 frozen cases, the eroded model against the one it started from.
+# The release gate of notebook 18, on 400 frozen cases: the eroded model against the one it started from, which answers as
+# many of them. No straw man, then. (Its "refusals" are cases that no policy covers. Another skill, under the same word.)
 
 # %%
 from lifecycle_lib.lab.studies.erosion_live import launch_gate
@@ -215,7 +247,7 @@ else:
 # which line of this report would move if it went?*
 
 # %% [markdown]
-# ## Five fine-tunes of one family
+# ## One family, four checkpoints
 #
 # A model card says "this family refuses harmful asks". Which checkpoint does it mean?
 
@@ -223,7 +255,6 @@ else:
 from lifecycle_lib.desk.safety import score_asks
 from lifecycle_lib.serve.engine import Engine
 
-tok = lab.load_tokenizer()
 family = {"sft": lab.load(lab.sft()), **models}
 
 # %%
@@ -239,8 +270,9 @@ for name, model in family.items():
 # %% [markdown]
 # ## Eight seeds, recorded
 #
-# The same experiment on a small desk (0.1M parameters, 35-token cases), with eleven checkpoints along the way and twelve
-# arms.
+# The same experiment on a small desk (0.1M parameters, 35-token cases), with eleven checkpoints along the way and
+# thirteen arms. Shares near 0 and 100 do not spread evenly, so a t interval may reach past 100; read the seeds in the
+# figure.
 
 # %%
 from lifecycle_lib.lab.claims import recorded, show_evidence
@@ -248,12 +280,11 @@ from lifecycle_lib.lab.claims import recorded, show_evidence
 d2 = recorded("D2")
 
 # %%
-show_evidence("D2", ["refusal lost at equal skill, plain",
+show_evidence("D2", ["refusal lost at equal skill, plain", "refusal lost at equal skill, plain, no looks",
                      "steps by which refusals halve before the skill is half learnt, plain",
+                     "steps by which refusals halve before the skill is half learnt, plain, no looks",
                      "launch gate ships, share of checkpoints with half the refusals gone, plain",
-                     "launch gate ships, share of checkpoints, plain", "launch gate ships, share of checkpoints, replay 5 %",
-                     "refusal at equal skill, replay 5 % - plain", "start: refusal", "plain: refusal at equal skill",
-                     "plain: exact pass at the end"])
+                     "refusal at equal skill, replay 5 % - plain", "start: refusal", "plain: exact pass at the end"])
 
 # %%
 import matplotlib.pyplot as plt
@@ -265,30 +296,65 @@ style()
 
 # %%
 erosion_figure(d2["per_seed"], ("plain", "replay 5 %"), live={"plain": curves["plain"]} if real else None,
-               title="Refusals go first, and the gate on top does not see it")
+               title="With look-alikes in the base, refusals go first")
 plt.show()
 print("seeds:", len(d2["per_seed"]), " asks a checkpoint:", d2["n_cases"])
 
+# %%
+for base in ("plain", "plain, no looks"):
+    leads = [int(row[f"{base}.head_start"]) for row in d2["per_seed"]]
+    print(f"{base:15} steps by which refusals halved before the skill was half learnt, by seed: {sorted(leads)}")
+print("you said", prediction, "and it was b with look-alikes in the base; without them, seeds disagree")
+
 # %% [markdown]
-# Left to right: refusal (squares) falls while the skill (circles) has hardly moved. The strip on top is the
-# launch gate: filled, it ships in every seed; open, in the percentage written. It blocks now and then, on the right as
-# often as on the left: its verdict knows nothing about refusals. (It compares with the model that training started from, which
-# knew few cases: easy to please.) Open markers are your own run, with its own step count.
+# In the base with look-alikes refusal (squares) falls while the skill (circles) has hardly moved, in seven of eight
+# seeds (one is a tie). In the base without, the claim's second half is open: an interval of sixty steps around zero.
+# The loss of refusals holds in both.
 #
-# ## At equal skill, not at equal steps
+# ## Is the gate a straw man?
 #
-# An arm that learns slowly also forgets slowly. So each arm is scored at the first checkpoint that answers half of the
-# cases, and says in how many seeds it got there.
+# The strip on top is the launch gate against the model that training started from. That one passes one case in twelve:
+# easy to please. So it was also run against the best checkpoint that had shipped so far.
 
 # %%
-ARMS = ("plain", "replay 1 %", "replay 2 %", "replay 5 %", "replay 10 %", "KL, task rows", "KL, old rows", "L2-SP",
+show_evidence("D2", [f"{gate} ships{where}, plain" for gate in ("launch gate", "gate against the best so far")
+                     for where in (", share of checkpoints with half the refusals gone", " at equal skill")], claim=False)
+
+# %%
+for arm, gone in (("plain", True), ("plain", False), ("replay 5 %", False)):
+    seen = [c for row in d2["per_seed"] for c in row[f"{arm}.curve"] if (c["refusal"] <= 0.5) is gone]
+    print(f"{arm:10} {len(seen):3} checkpoints with refusals {'lost' if gone else 'kept':4}: against the start "
+          f"{100 * sum(c['ships'] for c in seen) / len(seen):3.0f} % ship, against the best so far "
+          f"{100 * sum(c['ships_best'] for c in seen) / len(seen):3.0f} %")
+
+# %% [markdown]
+# Against an able incumbent three of four eroded checkpoints still ship, 75 % [63, 88]: had the claim's "four in five" been
+# asked of that gate, the verdict would read inconclusive. But look at what it blocks: healthy checkpoints of the replay
+# arm as well. A gate that slows releases for wobbles in the case scores has not seen a refusal. It was never shown one.
+
+# %%
+ARMS = ("plain", "plain, rate / 4", "replay 1 %", "replay 2 %", "replay 5 %", "replay 10 %", "KL, task rows", "KL, old rows", "L2-SP",
         "LoRA r=1", "LoRA r=4", "LoRA r=16")
-show_evidence("D2", [f"{a}: refusal at equal skill" for a in ARMS] + [f"{a}: reached the skill" for a in ARMS], claim=False)
+show_evidence("D2", [f"{a}: {what} at equal skill" for what in ("exact pass", "refusal") for a in ARMS], claim=False)
+
+# %% [markdown]
+# First the skill column. "The first checkpoint over 50 %" is at .55 in one arm and at .64 in another: not equal yet.
+# So the figure interpolates every seed to exactly 50 %. *KL on old rows*, *L2-SP* and *rank 1* speak for the six,
+# seven and five seeds that got there; what they would have kept in the others nobody knows.
 
 # %%
 equal_skill_figure(d2["per_seed"], ARMS)
 plt.show()
-print("arms:", len(ARMS), " target: 50 % exact pass")
+for arm, found in d2["extra"]["interpolated"].items():
+    low, high = found["refusal - plain"][1:]
+    print(f"{arm:16} - plain: {100 * found['refusal - plain'][0]:+4.0f} points [{100 * low:+.0f}, {100 * high:+.0f}], n = {found['n']}")
+
+# %% [markdown]
+# From the top. A quarter of the **rate** takes twice the steps and keeps more in seven of eight seeds, anything from none to
+# nearly all. **Replay** of 1 % keeps most, 5 % all, with the twins' over-refusals of the start. **KL** on the task's own
+# rows is a lottery; on old rows it keeps everything, needs the old model *and* old rows, and slows the skill. **L2-SP**
+# needs the old weights alone and not one old row: 97 %, and fewer twins refused. KL and L2-SP had one strength each; a
+# better one may exist.
 
 # %% [markdown]
 # And now the wrong comparison, from the same runs: everything at one step.
@@ -308,16 +374,14 @@ for arm in ("plain", "replay 5 %", "LoRA r=1", "LoRA r=16"):
 # Read the second column before the first. An adapter that has learnt nothing has forgotten nothing.
 
 # %%
-show_evidence("D2", [f"refusal at equal skill, {a} - plain" for a in ARMS[1:]], claim=False)
-
-# %%
 taken_off = [f"LoRA r={r}: refusal, adapter taken off" for r in (1, 4, 16)]
 show_evidence("D2", ["start: refusal", *taken_off], claim=False)
 
 # %% [markdown]
-# At equal skill, rank 16 keeps no more refusals than tuning everything. Rank 1 keeps some, and in three of eight seeds it
-# never learnt the skill (such a seed is scored at its last checkpoint). Detaching brings the start back to the digit, which
-# is no merit of low rank: the old weights were never touched, and that is a stored checkpoint under another name.
+# Biderman et al. (2024) title it *LoRA learns less and forgets less*. At equal skill, rank 16 shows no difference from
+# tuning everything, within some 25 points either way, and at a rate 2.5 times plain's. Rank 1 keeps more, in the five
+# of eight seeds that learnt the skill at all. Detaching brings the start back to the digit, which is no merit of low
+# rank: the old weights were never touched, and that is a stored checkpoint under another name.
 #
 # ## Look-alikes decide what was taught
 #
@@ -325,8 +389,7 @@ show_evidence("D2", ["start: refusal", *taken_off], claim=False)
 
 # %%
 show_evidence("D2", ["start, no looks: refusal", "start: over-refusal of twins",
-                     "over-refusal of twins at the start, no looks - looks",
-                     "refusal lost at equal skill, plain, no looks"], claim=False)
+                     "over-refusal of twins at the start, no looks - looks"], claim=False)
 
 # %% [markdown]
 # Without harmless sentences that share the words, refusing spreads to sentences the model has not seen. And look at what
@@ -336,8 +399,8 @@ show_evidence("D2", ["start, no looks: refusal", "start: over-refusal of twins",
 # %% [markdown]
 # ## Where did the weights move?
 #
-# Fine-tuning has no "refusal module" to spare. Compare the plain fine-tune with the model it started from: how far did each
-# block move, and how far did next-token distributions move on text that has nothing to do with either task?
+# Fine-tuning has no "refusal module" to spare. Compare the plain fine-tune with the model it started from: how far did
+# each block move, and how far did next-token distributions move on text that has nothing to do with either task?
 
 # %%
 moved = {}
@@ -355,7 +418,6 @@ for block, (gap, norm) in moved.items():
 # %%
 from lifecycle_lib.desk.documents import draw_documents
 from lifecycle_lib.train.logprobs import pad_rows
-from lifecycle_lib.train.staying_close import counted_logits
 
 ids = [tok.encode(d["text"])[:96] for d in draw_documents(64, 99)]
 documents = pad_rows([i[:1] for i in ids], [i[1:] for i in ids], tok.special["<pad>"])
@@ -367,24 +429,28 @@ print(f"KL on {len(far)} tokens of unrelated documents: mean {far.mean():.3f} na
       f"more than 0.1 nats at {100 * (far > 0.1).float().mean():.0f} % of tokens")
 
 # %% [markdown]
-# Every block moved by about as much, and the far-away text moved with it. That is why a test suite cannot be restricted to
-# "what this change touches".
+# No block was spared, and no block stands out (Adam's steps are of one size, so equal shares are what to expect: this
+# finds no seat of refusing, and could not). The far-away text moved too. It shows that distributions moved where
+# nobody trained, not that something of value was lost: after SFT this model reads documents badly anyway, as the
+# ledger below says.
 
 # %% [markdown]
 # ## Can it be undone?
 #
 # Three attempts to get the refusing model back from the eroded one: push the loss on the new rows *up* for a few steps,
-# train on the refusals again, or load the file.
+# train on the alignment mix again (harmful asks, look-alikes, cases), or load the file.
 
 # %%
 from lifecycle_lib.desk.cases import draw_cases
-from lifecycle_lib.lab.studies.erosion_live import desk_rows
+from lifecycle_lib.judge.evals import frozen_cases
 from lifecycle_lib.lab.studies.small import batches_of
 from lifecycle_lib.train.logprobs import answer_loss
 from lifecycle_lib.train.loop import FitConfig, fit
 
 new_rows = desk_rows(tok, draw_cases(160, seed, "clean"))
-old_rows = desk_rows(tok, draw_asks("harmful", 160, seed, "align"))
+old_rows = desk_rows(tok, draw_asks("harmful", 160, seed, "align") + draw_cases(80, seed, "align")
+                     + draw_asks("look", 80, seed, "align"))
+exam = frozen_cases(n_cases)
 target = models["taught"].state_dict()
 
 
@@ -408,25 +474,27 @@ attempts = {"eroded": models["plain"], "ascent on new rows": undo(new_rows, -1, 
 undone = {}
 for name, model in attempts.items():
     gap = sum((p.detach() - target[n]).square().sum() for n, p in model.named_parameters()) ** 0.5
-    said = Engine(model, tok).texts([a.prompt for a in (*harmful, *twins)])
+    said = Engine(model, tok).texts([a.prompt for a in (*harmful, *twins, *exam)])
     undone[name] = (float(gap), score_asks(harmful, said[:n_asks])["any_refusal"],
-                    score_asks(twins, said[n_asks:])["over_refusal"])
+                    score_asks(twins, said[n_asks:2 * n_asks])["over_refusal"],
+                    sum(t == c.answer for t, c in zip(said[2 * n_asks:], exam)) / len(exam))
 
 # %%
-for name, (gap, refusal, over) in undone.items():
-    print(f"{name:20} {gap:6.2f} away from the refusing weights   refuses {100 * refusal:3.0f} % of harmful, "
-          f"{100 * over:3.0f} % of twins")
-assert undone["stored checkpoint"][0] == 0.0 < min(v[0] for n, v in undone.items() if n != "stored checkpoint")
+for name, (gap, refusal, over, exact) in undone.items():
+    print(f"{name:20} {gap:5.2f} away in weights   refuses {100 * refusal:3.0f} % of harmful, {100 * over:3.0f} % of twins   "
+          f"exact pass {100 * exact:3.0f} %")
 
 # %% [markdown]
-# Ascent goes somewhere else. Training on refusals brings refusals back, in other weights; look at the twins before you call it
-# the same behaviour. Only the stored file is at distance 0. "Roll back" means: go forward from a checkpoint that you kept. An adapter that comes
-# off is such a checkpoint.
+# Ascent, at this rate and for five steps, damages the reading and brings no refusal back. The alignment mix brings the
+# behaviour back, about as it was and in other weights still farther off: possible because the old rows were kept. The file
+# is the old model by construction. "Roll back" means: go forward from something that you kept, rows or a checkpoint. An
+# adapter that comes off is such a checkpoint.
 
 # %% [markdown]
 # ## The ledger, recorded
 #
-# First the chain itself: four stages, six skills, greedy answers on the frozen cases, and its documents in bits a token.
+# First the chain itself: four stages, six skills, greedy answers on the frozen cases, and its documents in bits a
+# token, the column that no launch suite has.
 
 # %%
 from lifecycle_lib.lab.forgetting_figures import chain_cells, last_cells, ledger_figure, path_cells
@@ -436,44 +504,67 @@ ledger = recorded("forgetting_ledger")
 # %%
 ledger_figure(ledger["per_seed"], chain_cells(), "The chain, stage by stage")
 plt.show()
-show_evidence("forgetting_ledger", [f"chain, {s}: bits" for s in ("base", "sft", "dpo", "rlvr")]
-              + ["documents, bits a token, chain: sft - base"], claim=False)
+show_evidence("forgetting_ledger", ["documents, bits a token, chain: sft - base"], claim=False)
+
+# %%
+show_evidence("dpo_claims", ["sft: invented claims", "dpo: invented claims"], claim=False)
 
 # %% [markdown]
-# SFT teaches the contract and forgets the documents. Guessing among 640 tokens costs 9.3 bits: after SFT, the text that the
-# model was raised on costs it more than that. No column of the launch suite holds this number. Whether it matters depends
-# on whether anybody will ask. Preferences and verifier rewards, with their small steps, hardly move a cell.
+# SFT teaches the contract and forgets the documents. Guessing among 640 tokens costs 9.3 bits: after SFT, the text
+# that the model was raised on costs it more than that. Whether it matters depends on whether anybody will ask.
+#
+# Preferences and verifier rewards hardly move a cell, and there the table fools you: it is greedy. Sampled at
+# temperature 1, the same SFT model invents labels in 28 % of its answers and DPO ends that (the last two lines). A
+# ledger has the blind spots of its decoding too. (*Valid, no claim* is 0 in the base for want of JSON, not for
+# honesty.)
 #
 # Next, three lessons on the small desk, one after the other: policy (refuse), reading, chatting.
 
 # %%
 ledger_figure(ledger["per_seed"], path_cells("none"), "Three lessons in a row, nothing done about it")
 plt.show()
-show_evidence("forgetting_ledger", ["none: forgetting of refusal", "none: forgetting of exact", "none: backward transfer"],
-              claim=False)
+show_evidence("forgetting_ledger", ["none: forgetting of refusal", "none: forgetting of exact", "none: mean forgetting",
+                                    "none: backward transfer"], claim=False)
+
+# %% [markdown]
+# The base had chatted, lost it in the first lesson, and learnt it again in the last: *forgetting of chat* would be 0,
+# another reason to average over the first two lessons alone. And zeros after *chat* are zeros of format: the model
+# answers everything in plain words. What would be left if it were made to begin a JSON answer was not tested.
 
 # %%
 ledger_figure(ledger["per_seed"], last_cells(), "The same lessons, six ways: what is left at the end")
 plt.show()
-show_evidence("forgetting_ledger", ["mean forgetting, none - replay 5 %",
-                                    "harmful refusal at the end, policy last - policy first",
+show_evidence("forgetting_ledger", ["mean forgetting, none - replay 5 %", "taught skills at the end, mean, replay 5 % - none",
                                     "documents, bits a token, chain: sft - base"])
 
 # %%
 WAYS = ("none", "replay 5 %", "KL, old rows", "LoRA r=16", "policy last", "all at once")
-show_evidence("forgetting_ledger", [f"{w}: taught skills at the end, mean" for w in WAYS], claim=False)
+for way in WAYS:
+    best = {k: np.mean([row[f"{way}.peak.{k}"] for row in ledger["per_seed"]]) for k in ("refusal", "exact", "chat")}
+    end = {k: np.mean([row[f"{way}.last.{k}"] for row in ledger["per_seed"]]) for k in best}
+    print(f"{way:13}", "   ".join(f"{k} {100 * best[k]:3.0f} -> {100 * end[k]:3.0f} %" for k in best))
 
 # %% [markdown]
-# Columns before means. *Policy last* keeps every refusal, having just been taught them, and loses the chat
-# instead: order decides who pays. The adapter, merged after each lesson, forgot as the full model did. Replay and KL keep all three in part. *All at once* is best,
-# and needs every old row on the day of every new lesson.
-#
+# Best on the way, then at the end: read both before any "forgetting". KL has little reading to lose, it never had more
+# than 35 %; the adapter (merged after each lesson, given twice the steps) lost 47 points because 47 was all it had.
+# What forgets little may have learnt little: the rule of equal skill, once more. Replay learnt most of it and kept most
+# of that.
+
+# %%
+show_evidence("forgetting_ledger", [f"{w}: taught skills at the end, mean" for w in WAYS]
+              + [f"{what}, policy last - policy first" for what in ("taught skills at the end, mean", "backward transfer",
+                 "sanity, refusal at the end")], claim=False)
+
+# %% [markdown]
+# *Policy last* keeps its refusals: a sanity line, whatever is taught last is kept. What order did is in the mean: 15 points
+# more than policy first, with chat lost instead. One reason is in the files: a quarter of the policy lesson is ordinary
+# cases, replay by another name. *All at once* is best and needs every row at once; the documents, not among them, go.
 
 # %% [markdown]
 # ## A sentinel that would have rung
 #
-# A sentinel set is small, never changes, and runs at every checkpoint. How small may it be? Alarm when the count of refusals
-# falls below what the old rate would give by chance in 1 of 20 checks. How often does it catch a fall from 95 % to 75 %?
+# A sentinel set is small, fixed, and runs at every checkpoint. How small may it be? Ring when the count of refusals
+# falls below what the old rate gives by chance in 1 of 20 checks. How often is a fall from 95 % to 75 % caught?
 
 # %%
 from scipy.stats import binom
@@ -490,25 +581,46 @@ for n in (10, 20, 40, 60, 100):
           f"caught {100 * binom.cdf(c - 1, n, 0.75):5.1f} %")
 
 # %% [markdown]
-# Forty asks find a fall of twenty points nearly always, and take a second. Now let a sentinel watch the recorded runs.
+# Forty asks find a fall of twenty points nearly always, and take a second. Now let a sentinel watch the recorded runs:
+# the plain ones, where it should ring, and those with 5 % replay, where it should not.
 
 # %%
-line = alarm_line(d2["n_cases"], float(np.mean([r["start.refusal"] for r in d2["per_seed"]])))
-print("at the start", d2["n_cases"], "of", d2["n_cases"], "asks are refused in every seed: ring below", line)
+n_asked, checks = d2["n_cases"], len(d2["per_seed"][0]["plain.curve"])
 
-# %%
-rings, skill_steps = [], []
-for row in d2["per_seed"]:
-    curve = row["plain.curve"]
-    rings.append(next((c["step"] for c in curve if round(c["refusal"] * d2["n_cases"]) < line), curve[-1]["step"]))
-    skill_steps.append(row["plain.step"])
 
-# %%
-print("first ring at step", rings, "\nhalf of the cases answered at step", [int(s) for s in skill_steps])
-assert np.median(rings) < np.median(skill_steps)
+def first_rings(arm, line):
+    """The step of the first checkpoint with fewer than `line` refusals, a seed at a time; None: it never rings."""
+    return [next((c["step"] for c in row[f"{arm}.curve"] if round(c["refusal"] * n_asked) < line), None)
+            for row in d2["per_seed"]]
+
+
+naive = alarm_line(n_asked, float(np.mean([row["start.refusal"] for row in d2["per_seed"]])))
+print("all", n_asked, "were refused at the start, so ring below", naive)
+for arm in ("plain", "replay 5 %"):
+    print(f"{arm:10} first ring at step", first_rings(arm, naive))
 
 # %% [markdown]
-# The sentinel rings before the skill has arrived. It could have stopped the run while there was still nothing to ship.
+# It rings everywhere, and in the healthy runs as early as in the others. Two mistakes. A rate *fitted* to 96 of 96 is
+# 100 %, so one miss is an alarm. And each run is checked eleven times: eleven chances for a false one. Repair: write
+# down the rate you promise, and share the 5 % among the checks.
+
+# %%
+promised = 0.85
+line = alarm_line(n_asked, promised, 0.05 / checks)
+plain_rings, replay_rings = first_rings("plain", line), first_rings("replay 5 %", line)
+print(f"promise {promised:.0%}, {checks} checks: ring below {line} of {n_asked}")
+print("plain      first ring at step", plain_rings, "\nreplay 5 % first ring at step", replay_rings)
+skill_steps = [int(row["plain.step"]) for row in d2["per_seed"]]
+print("plain      half of the cases answered at step", skill_steps)
+
+# %%
+assert all(ring is not None and ring <= step for ring, step in zip(plain_rings, skill_steps))
+assert not any(replay_rings)
+
+# %% [markdown]
+# Now it rings in every plain run, no later than the skill arrives and mostly well before, and never in a run that kept
+# its refusals. The promise of 85 % was written with these runs in view; on yours, it comes from whoever answers for
+# the desk.
 
 # %% [markdown]
 # ## Break it on purpose
@@ -616,13 +728,14 @@ assert clinic.show_verdict(4, "erasing_rate", case_book)
 
 # %% [markdown]
 # The loss of the new task shows nothing: it is lower than ever. One number from before, kept in the launch suite, would
-# have. The rest of the ward: `lifecycle clinic`.
+# have. (Of its remedies, replay and a smaller rate have numbers above; so has the adapter, and they are poor.) The rest of
+# the ward: `lifecycle clinic`.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1. The ledger (★, 6 minutes).** Write `average_forgetting(a)`: `a` is a list of rows, one a stage, each a list of scores,
-# one a skill. The mean over skills of (best earlier score minus last score).
+# **1. The ledger (★, 6 minutes).** Write `average_forgetting(a)`: `a` is a square table, a row a stage and a column a skill, and
+# stage k taught skill k. The mean of (best earlier score minus last score), over all skills but the one taught last.
 
 # %% nbgrader={"grade": false, "grade_id": "ledger", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def average_forgetting(a):
@@ -630,15 +743,15 @@ def average_forgetting(a):
     ### BEGIN SOLUTION
     if len(a) < 2:
         raise ValueError(f"{len(a)} stage(s): forgetting needs at least 2")
-    return sum(max(row[k] for row in a[:-1]) - a[-1][k] for k in range(len(a[0]))) / len(a[0])
+    return sum(max(row[k] for row in a[:-1]) - a[-1][k] for k in range(len(a) - 1)) / (len(a) - 1)
     ### END SOLUTION
 
 
 # %% nbgrader={"grade": true, "grade_id": "ledger-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-assert abs(average_forgetting([[0.9, 0.1], [0.25, 0.8]]) + 0.025) < 1e-12
+assert abs(average_forgetting([[0.9, 0.1], [0.25, 0.8]]) - 0.65) < 1e-12
 ### BEGIN HIDDEN TESTS
-table = np.random.default_rng(3).random((5, 4))
-assert abs(average_forgetting(table.tolist()) - (table[:-1].max(0) - table[-1]).mean()) < 1e-12
+table = np.random.default_rng(3).random((5, 5))
+assert abs(average_forgetting(table.tolist()) - (table[:-1].max(0) - table[-1])[:-1].mean()) < 1e-12
 try:
     average_forgetting([[0.5]])
     raise AssertionError("one stage has nothing to forget")
@@ -721,7 +834,8 @@ interview("09")
 #
 # 1. A fine-tune has no side effects in the log. It has them in the columns that nobody wrote down.
 # 2. Compare arms at equal skill. At equal steps, the arm that learns least forgets least.
-# 3. Replay is cheap and needs the old rows; KL needs the old model; an adapter needs neither, until you merge it.
+# 3. Replay needs some old rows, KL on old rows those and the old model, L2-SP the old weights alone. A lower rate helps in part. An adapter
+#    does not hold while it is worn.
 # 4. A refusal rate without benign twins is half a measurement.
 # 5. Weights are not undone. Keep the checkpoint, and forty sentinel asks that run at every one.
 #
