@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   lifecycle:
-#     rows: [S1-18, S1-19, S1-20, S1-21, S1-22, S1-23, S1-24, S1-77, S0-29, S0-34, S3-7.25, S4-31, S4-32, S4-36, S3-6.35]
+#     rows: [S1-18, S1-19, S1-20, S1-21, S1-22, S1-23, S1-24, S1-77, S0-29, S0-34, S2-04c, S2-04d, S3-7.25, S4-31, S4-32, S4-36, S3-6.35]
 # ---
 # %% [markdown]
 # # Can a vote take back a promise?
@@ -15,8 +15,8 @@
 # - write a preference record, and say why its reason is not optional;
 # - derive the DPO loss from Bradley and Terry's vote model, and hold it against TRL;
 # - remove a habit in 40 steps, and see what else moved: the chosen answer, the format, the rest of the sentence;
-# - explain why the same pairs break the format under Adam and not under SGD, and test the explanation;
-# - choose among DPO's kin by what each asks of the gap, and check them against TRL;
+# - see the same pairs break the format under Adam and not under SGD, and put two explanations to the test;
+# - tell DPO's kin apart by what each asks of the gap, check them against TRL, and say what wrong votes do to each;
 # - train a reward model, find what it cannot see, and put the leash of RLHF where its gradient is right;
 # - recognise a swapped pair, a moving reference and a mean in place of a sum from their loss curves.
 #
@@ -295,7 +295,7 @@ print(f"loss away from ln 2: {abs(by_hand.item() - math.log(2)) > 1e-3}; same va
 # 640 pairs about the label, 40 steps of 32, SGD. Commit to an effect before you run.
 
 # %%
-from lifecycle_lib.lab.claims import ClaimCard
+from lifecycle_lib.lab.claims import ClaimCard, evidence_figure, recorded, show_evidence
 
 card = ClaimCard(
     claim="DPO on pairs that differ in the invented label alone removes the habit at temperature 1",
@@ -323,7 +323,8 @@ chosen_rises = True  # your guess
 
 # %%
 fork_of = lambda c, r: next(i for i, (a, b) in enumerate(zip(c, r)) if a != b)  # noqa: E731
-probe = encode_pairs(tok, make_pairs(draw_cases(n_probe, lab.seed, "dpo probe")))
+probe_cases = draw_cases(n_probe, lab.seed, "dpo probe")
+probe = encode_pairs(tok, make_pairs(probe_cases))
 forks = [fork_of(c, r) for _, c, r in probe]
 watched, every = probe[:16], 4
 
@@ -346,10 +347,10 @@ encoded = encode_pairs(tok, make_pairs(draw_cases(lab.profile.n_pairs, lab.seed,
 ref = dpo.reference_logps(sft_model, encoded, pad)
 
 # %%
-def train(pairs=encoded, ref=ref, beta=beta, loss=dpo.pair_loss, watch=None, **changes):
+def train(pairs=encoded, ref=ref, beta=beta, loss=dpo.pair_loss, watch=None, size=lab.profile.dpo_batch, **changes):
     """(model, history) of DPO from the SFT checkpoint; `changes` are fields of the profile's FitConfig."""
     model = lab.load(sft)
-    draw = dpo.dpo_batches(pairs, ref, lab.profile.dpo_batch, lab.seed, pad, lab.device)
+    draw = dpo.dpo_batches(pairs, ref, size, lab.seed, pad, lab.device)
 
     def batches(step):
         if watch and step % every == 0:
@@ -455,7 +456,7 @@ print(f"last 5 steps: chosen {end['chosen']:+.1f} nats, rejected {end['rejected'
 #
 # ## The same pairs, another optimiser
 #
-# Every tutorial trains DPO with Adam. One word changes: the optimiser, at rate 0.0001. Same pairs, steps, $\beta$.
+# Every tutorial trains DPO with Adam. So: AdamW at rate 0.0001 (`beta2` .95); same pairs, steps, $\beta$.
 
 # %%
 tail = [tok.decode([i]) for i in claim_ids[fork:]]
@@ -466,13 +467,20 @@ adam_report = scored(adam_model)
 show("dpo, SGD", after)
 
 # %%
+weights_of = lambda m: torch.cat([w.detach().flatten() for w in m.parameters()])  # noqa: E731
+length = {name: float((weights_of(m) - weights_of(sft_model)).norm()) for name, m in (("SGD", sgd_model),
+                                                                                     ("Adam", adam_model))}
+print("distance walked, norm of the change of all weights:", {k: f"{x:.2f}" for k, x in length.items()})
+
+# %%
 show("dpo, Adam", adam_report)
 print(f"pairs ranked right at the last step: SGD {sgd_history[-1]['accuracy']:.0%}, "
       f"Adam {adam_history[-1]['accuracy']:.0%}")
 
 # %% [markdown]
 # Fewer claims than SGD, the pairs ranked as well, and some broken JSON. A bug in the format, to be mended downstream?
-# Read the broken answers before you decide.
+# Read the broken answers before you decide. (And keep the distance in mind: two things have changed, the optimiser and
+# how far it walked.)
 
 # %%
 broken = [text for text, row in zip(adam_report["answers"], adam_report["cases"]) if not row["valid"]]
@@ -588,8 +596,8 @@ for name, trace in (("SGD", sgd_trace), ("Adam", adam_trace)):
 # size, so small gradients walk as fast as big ones, and everything near the target drifts. Once the brace has drifted
 # off 1, it has a gradient, and the loss takes the gift: a runaway.
 #
-# The drift can be seen in a single step, before any training. To first order, how far does each token move for every
-# nat of log-odds taken from the fork?
+# So the story goes. If it is true, a single step before any training should show the drift. To first order, how far
+# does each token move for every nat of log-odds taken from the fork?
 
 # %%
 def flat_gradient(value, model):
@@ -605,17 +613,21 @@ step_of = {"SGD": uphill, "Adam": uphill / (uphill.abs() + 1e-8)}
 per_token = [flat_gradient(column.mean(), fresh) for column in tail_odds(fresh).T]
 
 # %%
-print(f"{'rejected token':16}" + "".join(f"{name:>8}" for name in step_of) + "   log-odds moved per nat off the fork")
+print(f"{'rejected token':16}" + "".join(f"{name:>8}" for name in step_of) + f"{'start':>8}"
+      "   log-odds moved per nat off the fork; log-odds at the start")
 moved = {name: [float(g @ u / (per_token[0] @ u).abs()) for g in per_token] for name, u in step_of.items()}
 for i, token in enumerate(tail):
-    print(f"{token:16}" + "".join(f"{moved[name][i]:8.2f}" for name in step_of))
+    print(f"{token:16}" + "".join(f"{moved[name][i]:8.2f}" for name in step_of) + f"{sgd_trace[0][:, i].mean():8.1f}")
 
 # %% [markdown]
-# SGD moves the fork, and the brace *up* (a good answer also closes with one). Adam moves nearly all of them.
+# SGD moves the fork, and the brace *up* (a good answer closes with one too). Adam does move nearly all of them. But the
+# table names the wrong victim: by it the brace should become *likelier* and the label's tokens should die; they lived. A
+# simpler story fits: of the later tokens the brace was the least certain (last column), so its own gradient, $1-p$, was
+# the largest. One seed.
 #
-# A mechanism is a story until you take the suspected cause away. My suspect was the tail: if the loss never sees the
-# tokens after the fork, there is nothing to harvest, and the format should survive Adam. Same pairs, same steps, the
-# rejected answer counted only **up to the fork**. I was fairly sure.
+# And a mechanism is a story until you take the suspect away. Mine was the tail: if the loss never sees the tokens after
+# the fork, there is nothing to harvest. Same pairs and steps, the rejected answer counted only **up to the fork**. I was
+# fairly sure.
 
 # %%
 tail_card = ClaimCard(
@@ -651,15 +663,13 @@ print("log-odds of the closing brace, up to the fork:", " ".join(f"{float(o[:, 4
 
 # %% [markdown]
 # Refuted, and instructive. The unfinished claims are gone: *that* damage came through the tail. Other damage took its
-# place, on tokens that no pair mentions. And look at the last line: the brace drifts down even where the loss never
-# sees it. So drift is Adam's, and in the first run the loss harvested it. The tail decided **which** tokens broke, not
-# **that** tokens break. SGD took more off the fork than either Adam run and broke nothing.
-#
-# That is why the library trains this stage with SGD.
+# place, on tokens that no pair mentions; and the brace drifts down even where the loss never sees it. The tail decided
+# **which** tokens broke, not **that** tokens break. SGD took more off the fork than either Adam run and broke nothing.
+# It also walked a seventh of the way.
 #
 # ## The hidden contract: $\beta$ and the rate
 #
-# SGD is no charm. Three short runs, then one run of full length at a rate thirty times too high.
+# SGD is no charm. Two short runs, then one at a rate thirty times too high.
 
 # %%
 short_run = {"steps": min(10, lab.profile.dpo.steps)}
@@ -667,10 +677,12 @@ n_short = min(128, len(cases))
 grid = {}
 
 # %%
-for its_beta, lr in ((0.1, 1e-3), (0.5, 1e-3), (0.5, 1e-2)):
-    model, history = train(beta=its_beta, lr=lr, **short_run)
-    grid[its_beta, lr] = scored(model, n_short), history
-wild_model, wild_history = train(beta=0.5, lr=3e-2)
+for lr in (1e-3, 1e-2):
+    model, history = train(lr=lr, **short_run)
+    grid[lr] = scored(model, n_short), history
+wild, snapshots = {"lr": 3e-2, "steps": min(16, lab.profile.dpo.steps)}, []
+keep = lambda m: snapshots.append({k: v.clone() for k, v in m.state_dict().items()})  # noqa: E731
+wild_model, wild_history = train(watch=keep, **wild)
 wild_report = scored(wild_model)
 
 # %%
@@ -683,16 +695,16 @@ def span(report, key):
 
 
 # %%
-print(f"{'beta':>4} {'rate':>6} {'steps':>5} {'n':>4} {'claims':>15} {'valid JSON':>17} {'first gradient':>15}")
-for (its_beta, lr), (report, history) in (grid | {(0.5, 0.03): (wild_report, wild_history)}).items():
-    print(f"{its_beta:4} {lr:6} {len(history):5} {report['n_cases']:4} {span(report, 'invented_claim_rate'):>15} "
+print(f"{'rate':>6} {'steps':>5} {'n':>4} {'claims':>15} {'valid JSON':>17} {'first gradient':>15}")
+for lr, (report, history) in (grid | {0.03: (wild_report, wild_history)}).items():
+    print(f"{lr:6} {len(history):5} {report['n_cases']:4} {span(report, 'invented_claim_rate'):>15} "
           f"{span(report, 'json_validity'):>17} {history[0]['grad_norm']:10.1f} norm")
 print("95 % Wilson intervals over cases, 1 run a row")
 
 # %% [markdown]
-# Two readings. $\beta$ does nothing here, and the last column says why: at the start it only scales the gradient, and
-# both scales are clipped to norm 1. And the last row: no claims, most answers better than ever. Where are the broken
-# ones?
+# Every first gradient is longer than 1 and is clipped to it. So $\beta$, which at the start only scales the gradient,
+# has no say in this recipe (a table below shows where it has). And the last row: no claims, most answers better than
+# ever. Where are the broken ones?
 
 # %%
 for name, report in (("SGD 0.001", after), ("SGD 0.03", wild_report)):
@@ -704,7 +716,7 @@ print("got:     ", wild_report["answers"][refused])
 
 # %%
 kinds = {"decides": [], "refuses": []}
-for i, c in enumerate(draw_cases(n_probe, lab.seed, "dpo probe")):
+for i, c in enumerate(probe_cases):
     kinds["decides" if c.policy else "refuses"].append(i)
 rows_ = pad_rows([p for p, _, _ in probe], [c for _, c, _ in probe], pad)
 with torch.no_grad():
@@ -791,8 +803,9 @@ print("cDPO, robust DPO, IPO: same value to 1e-5, same slope as the curves above
 # Two more in the library leave something out. **KTO** takes good and bad answers that need not come in pairs; **ORPO**
 # has no reference, an SFT loss plus a log odds ratio. TRL judges all of them in the tests, some below.
 #
-# Now the repair. Same wild rate, same pairs; only the question changes. Does the slice of refusals survive when the
-# loss stops at five nats?
+# Now the repair. Same wild rate, same pairs; three things may help. IPO, which wants five nats. The usual remedy for
+# displacement: DPO plus an SFT term on the chosen answer (RPO; Pang et al. 2024). And the control without a new loss:
+# DPO itself, stopped at the first look where its gap had passed five nats. The card bets on IPO.
 
 # %%
 stop_card = ClaimCard(
@@ -807,32 +820,46 @@ stop_card.predict(estimate=0.15, confidence=0.8)
 
 # %%
 ipo = preferences.kin_loss("ipo", 0.1)
-ipo_model, ipo_history = train(loss=lambda model, batch, _: ipo(model, batch), lr=3e-2)
+ipo_model, _ = train(loss=lambda model, batch, _: ipo(model, batch), **wild)
 ipo_report = scored(ipo_model)
 _ = stop_card.settle(change("exact", ipo_report, wild_report))
 
 # %%
-for name, report in (("DPO, SGD 0.03", wild_report), ("IPO, SGD 0.03", ipo_report)):
+def with_sft(model, batch, beta):
+    """DPO + SFT: the mean negative log-probability of the chosen answers' tokens is added (RPO)."""
+    logp, n = sum_logps(model, batch.rows), batch.rows.mask[:, 1:].sum(1)
+    (won, lost), (ref_won, ref_lost) = logp.chunk(2), batch.ref_logp.chunk(2)
+    loss, metrics = dpo.dpo_loss(won, lost, ref_won, ref_lost, beta)
+    return loss - won.sum() / n.chunk(2)[0].sum(), metrics
+
+
+# %%
+rpo_model, _ = train(loss=with_sft, **wild)
+stopped_at = next((i for i, row in enumerate(wild_history) if row["margin"] / beta >= 5 and i % every == 0), None)
+early_model = lab.load(sft)
+early_model.load_state_dict(snapshots[-1 if stopped_at is None else stopped_at // every])
+repairs = {"DPO": (wild_model, wild_report), "DPO stopped": (early_model, scored(early_model)),
+           "IPO": (ipo_model, ipo_report), "DPO + SFT": (rpo_model, scored(rpo_model))}
+
+# %%
+print(f"DPO stopped before step {stopped_at} of {wild['steps']}")
+for name, (model, report) in repairs.items():
     show(name, report)
-    print(f"{'':28}", *(f"{s} {100 * part['exact_pass']:.0f} %;" for s, part in report["slices"].items()))
-moved_by = {k: np.mean([row[f"{k}_reward"] for row in ipo_history[-5:]]) / 0.1 for k in ("chosen", "rejected")}
-print("IPO, last 5 steps, nats:", {k: f"{x:+.1f}" for k, x in moved_by.items()})
+    with torch.no_grad():
+        lifted = sum_logps(model, rows_) - sum_logps(sft_model, rows_)
+    refusals = report["slices"]["no_policy"]
+    print(f"{'':4} refusals right {100 * refusals['exact_pass']:3.0f} % of {refusals['n']}; chosen answer against the "
+          "reference, nats: " + ", ".join(f"{kind} {float(lifted[which].mean()):+.1f}" for kind, which in kinds.items()))
 
 # %% [markdown]
-# The refusals live: 98 % right, where DPO at this rate left none. IPO stopped short of its five nats while DPO went on
-# to minus 57. A loss that comes to rest forgives a bad rate. It also stops where five nats are too few, and somebody
-# has to choose the five. (One seed. At the *good* rate the comparison looks different: see the recorded evidence.)
+# All three help, and they differ in whom they help. Stopping in time saves six refusals of ten: at five nats *on
+# average* the refusals were already slipping. The SFT term pulls chosen answers up wherever they fall, and saves seven.
+# IPO turns every pair round by itself, and saves them all. A loss that comes to rest forgives a bad rate; it also stops
+# where five nats are too few, and somebody has to choose the five. (One seed, one weight of the SFT term.)
 #
 # ## Break it on purpose
 #
-# Three bugs that everybody writes once. Ten steps each; guess from the loss which is which.
-
-# %%
-def moving_reference(model, batch, beta):
-    """Bug: the reference is read from the policy itself."""
-    chosen, rejected = dpo.sum_logps(model, batch.rows).chunk(2)
-    return dpo.dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta)
-
+# Two bugs that everybody writes once; guess from the loss which is which. (A third waits in the clinic.)
 
 # %%
 def mean_logps(model, batch, beta):
@@ -845,9 +872,8 @@ def mean_logps(model, batch, beta):
 # %%
 swapped = [(p, r, c) for p, c, r in encoded]
 bugs = {"chosen, rejected swapped": train(swapped, ref.flip(1), **short_run),
-        "reference = policy": train(loss=moving_reference, **short_run),
-        "mean, not sum": train(loss=mean_logps, **short_run)}
-runs = {"as it should be": grid[0.5, 1e-3]}
+        "mean, not sum": train(loss=mean_logps, **short_run | {"steps": short_run["steps"] // 2})}
+runs = {"as it should be": grid[1e-3]}
 runs |= {name: (scored(model, n_short), history) for name, (model, history) in bugs.items()}
 
 # %%
@@ -860,10 +886,10 @@ print(f"{'(before: sft)':26} {'':10} {'':10} {100 * before['invented_claim_rate'
 # %% [markdown]
 # | what you see | what it is | what catches it |
 # |---|---|---|
-# | about 0.693 and flat, yet the policy moves | the reference is the policy itself | hash of the reference |
+# | 0.693 and flat, yet the policy moves | the reference is the policy itself | hash of the reference |
 # | a healthy falling loss, and *more* claims | chosen and rejected swapped | a check on the pairs: chosen must pass |
 # | 0.69 falling by thousandths | mean in place of sum: $\beta$ over the length | margins, times length |
-# | loss near 0, rejected in free fall, one slice at 0 | rate too high | frozen evaluation by slice |
+# | loss near 0, rejected in free fall, one slice in ruins | rate too high | frozen evaluation by slice |
 # | no claims counted, JSON breaks | claims begun and never closed | read the broken answers |
 #
 # The second row is the nasty one: no training metric knows which answer you meant. So check the pairs, by code, before
@@ -881,16 +907,6 @@ for share in (0.0, 0.1, 1.0):
     found = preferences.audit_pairs(preferences.with_label_noise(votes, share, lab.seed), honest)
     assert len(found) == round(share * len(votes))
     print(f"{share:4.0%} of the pairs turned round: the audit names {len(found)} of {len(votes)}")
-
-# %% [markdown]
-# And the flat line is flat in value only. The gradient at margin 0 is not 0, so a policy that is its own reference is
-# pushed at full strength for ever, with nothing to hold it. *Flat loss* and *nothing happens* are different statements.
-
-# %%
-history = bugs["reference = policy"][1]
-low, high = min(row["loss"] for row in history), max(row["loss"] for row in history)
-print(f"loss from {low:.3f} to {high:.3f}; gradient norm above 0 in every step: "
-      f"{all(row['grad_norm'] > 1e-6 for row in history)}")
 
 # %% [markdown]
 # ## Vote and predicate, side by side
@@ -959,15 +975,23 @@ else:
 # Where do they part? Take side effects that no pair mentions, and see how far the votes moved them.
 
 # %%
-variants = {"label_created: true (voted on)": ',"label_created":true}',
-            "label_created: false": ',"label_created":false}', "refund_issued: true": ',"refund_issued":true}',
-            "note: a label is on its way": ',"note":"a label is on its way"}'}
+def end_with(more):
+    """An answer with one more field at its end."""
+    return lambda answer: answer[:-1] + more
+
+
+variants = {"label_created: true (voted on)": end_with(',"label_created":true}'),
+            "label_created: false": end_with(',"label_created":false}'),
+            "refund_issued: true": end_with(',"refund_issued":true}'),
+            "note: a label is on its way": end_with(',"note":"a label is on its way"}'),
+            "label_created: true, said first": lambda answer: '{"label_created":true,' + answer[1:]}
 
 # %%
-def log_odds(model, ending):
-    """log p(answer with this ending) - log p(plain answer), one number a probe pair."""
-    endings = [c[:f] + tok.encode(ending, allow_special=False) + [eos] for (_, c, _), f in zip(probe, forks)]
-    rows = pad_rows([p for p, _, _ in probe] * 2, endings + [c for _, c, _ in probe], pad)
+def log_odds(model, make):
+    """log p(the answer made over) - log p(plain answer), one number a probe case."""
+    few = probe[: n_probe // 2]
+    other = [tok.encode(make(c.answer), allow_special=False) + [eos] for c in probe_cases[: len(few)]]
+    rows = pad_rows([p for p, _, _ in few] * 2, other + [c for _, c, _ in few], pad)
     with torch.no_grad():
         long, short = sum_logps(model, rows).chunk(2)
     return long - short
@@ -976,20 +1000,20 @@ def log_odds(model, ending):
 # %%
 from lifecycle_lib.judge.verifiers import full_verifier
 
-print(f"{'ending':32} {'log-odds before':>15} {'change by the votes':>28}   the specification")
+print(f"{'what is added':32} {'log-odds before':>15} {'change by the votes':>28}   the specification")
 
 # %%
-for name, ending in variants.items():
-    old, new = log_odds(sft_model, ending), log_odds(sgd_model, ending)
+for name, make in variants.items():
+    old, new = log_odds(sft_model, make), log_odds(sgd_model, make)
     e = paired_effect(new.tolist(), old.tolist())
-    spec = "allows" if full_verifier(golden.answer[:-1] + ending, golden) else "forbids"
+    spec = "allows" if full_verifier(make(golden.answer), golden) else "forbids"
     print(f"{name:32} {float(old.mean()):15.1f} {e.estimate:+12.1f} [{e.low:+.1f}, {e.high:+.1f}] nats   {spec}")
 
 # %% [markdown]
-# The specification forbids all four, by one line that names none of them. The votes carried over as far as the variants
-# share the fork token, and how much of that is policy and how much is luck, nobody wrote down. Where a vote is silent
-# the model guesses. (A vote still beats a specification that you cannot write: tone, patience, which of two right
-# answers helps.)
+# The specification forbids all five, by one line that names none of them. Four pass through the voted fork and lose the
+# same four nats. The fifth claims at a place that no pair shows, and loses two: the votes reached past their token. How
+# much of that is policy and how much is luck, nobody wrote down. Where a vote is silent the model guesses. (A vote still
+# beats a specification that you cannot write: tone, patience, which of two right answers helps.)
 #
 # ## Where is the change recorded?
 #
@@ -1013,8 +1037,8 @@ print(f"answers that differ, same cases and random numbers: {changed} of {len(ca
 # ## Pairs about tomorrow's rule
 #
 # From tomorrow damage is covered for 7 days, whatever the printed policy says. Can pairs teach it? Chosen: quotes 7
-# days and decides by it. Rejected: today's right answer. Against it, the other way to bring a fact: edit the policy
-# line in the prompt, train nothing.
+# days and decides by it. Rejected: today's right answer. Two rivals: SFT on the same chosen answers, as many steps at
+# the same rate; and the other way to bring a fact, editing the policy line in the prompt and training nothing.
 
 # %%
 from lifecycle_lib.desk.cases import render_answer, render_prompt
@@ -1035,13 +1059,21 @@ def damaged(n, split):
 
 
 # %%
-lessons, asked = damaged(64, "facts"), damaged(48, "fact questions")
+lessons, asked = damaged(64, "facts"), damaged(32, "fact questions")
 fact_pairs = encode_pairs(tok, [make_pair(c.prompt, tomorrow(c)[1], c.answer, "rule_of_tomorrow") for c in lessons])
 
 # %%
-fact_model, fact_history = train(fact_pairs, dpo.reference_logps(sft_model, fact_pairs, pad), lr=1e-2, **short_run)
-others = [c for c in cases if c.reason != "damaged"][:96]
-greedy = {name: Engine(model, tok, 0.0) for name, model in (("sft", lab.load(sft)), ("facts by DPO", fact_model))}
+from lifecycle_lib.lab.studies.preferences import chosen_loss
+
+fact_ref = dpo.reference_logps(sft_model, fact_pairs, pad)
+fact_run = {"lr": 1e-2, "size": 16, "steps": min(30, lab.profile.dpo.steps)}
+fact_model, fact_history = train(fact_pairs, fact_ref, **fact_run)
+told_model, _ = train(fact_pairs, fact_ref, loss=lambda m, b, _: chosen_loss(m, b), **fact_run)
+
+# %%
+others = [c for c in cases if c.reason != "damaged"][:64]
+taught = {"sft": lab.load(sft), "facts by DPO": fact_model, "facts by SFT": told_model}
+greedy = {name: Engine(model, tok, 0.0) for name, model in taught.items()}
 
 # %%
 for name, engine in greedy.items():
@@ -1058,9 +1090,9 @@ print(f"pairs ranked the new way: {row['accuracy']:.0%}; chosen moved {row['chos
       f"to a log-probability of {row['chosen_sum_logp']:.0f}")
 
 # %% [markdown]
-# DPO raises a gap between two answers. It does not promise that the chosen one becomes likely enough to be said, and
-# least of all one that the reference almost never says. Facts that change belong in the text in front of the model:
-# notebook 13.
+# Pairs can teach it, slowly: 8 of 32 after 30 steps; SFT on the same answers, 11. Both pay elsewhere: of 64 cases
+# without damage, 59 were right before, 46 and 44 after. The edited line gets all 32 and costs nothing. (64 lessons, one
+# rate, one seed, no replay of old cases.) Facts that change belong in the text in front of the model: notebook 13.
 #
 # ## One road or two?
 #
@@ -1077,12 +1109,11 @@ USERS = FEATURES @ [-0.3, 1.5, -2.0]
 # %%
 def vote(utility, n, rng):
     """wins[a, b] of n votes between random different answers, by Bradley and Terry."""
+    a = rng.integers(6, size=n)
+    b = (a + rng.integers(1, 6, size=n)) % 6
+    first = rng.random(n) < 1 / (1 + np.exp(utility[b] - utility[a]))
     wins = np.zeros((6, 6))
-    for _ in range(n):
-        a, b = rng.choice(6, 2, replace=False)
-        if rng.random() > 1 / (1 + np.exp(utility[b] - utility[a])):
-            a, b = b, a
-        wins[a, b] += 1
+    np.add.at(wins, (np.where(first, a, b), np.where(first, b, a)), 1)
     return wins
 
 
@@ -1103,16 +1134,17 @@ def two_steps(wins, steps=300):
 
 
 # %%
-def one_step(wins, steps=300):
-    """DPO on the same votes (beta 1): the loss of the algorithm cell, weighted by counts."""
+def one_step(wins, steps=300, beta=1.0, alpha=0.0):
+    """DPO on the same votes: the loss of the algorithm cell, weighted by counts. `alpha` is for later."""
     a, b = torch.tensor(np.argwhere(wins)).T
+    longer = torch.tensor(ANSWERS[:, 0])[a] - torch.tensor(ANSWERS[:, 0])[b]  # words
     n, ref_logp = torch.tensor(wins)[a, b], torch.tensor(REF)
     theta = ref_logp.clone().requires_grad_()
     adam = torch.optim.Adam([theta], lr=0.05)
     for _ in range(steps):
         gap = theta.log_softmax(0) - ref_logp
         adam.zero_grad()
-        (-(n * F.logsigmoid(gap[a] - gap[b])).sum() / n.sum()).backward()
+        (-(n * F.logsigmoid(beta * (gap[a] - gap[b]) + alpha * longer)).sum() / n.sum()).backward()
         adam.step()
     return theta.detach().log_softmax(0).numpy()
 
@@ -1155,11 +1187,44 @@ _ = parity.settle(paired_effect(*([100 * win_rate(p) for p in policies] for poli
 # Same optimum, as the algebra said: on a table nothing is lost by skipping the reward model. What is skipped is the
 # part of classic RLHF that can look at *new* answers. DPO hears about the pairs it was given and nothing else.
 #
+# And here $\beta$ does what it was derived for. The same votes under four leashes, each run to its end, beside the
+# closed form.
+
+# %%
+wins = vote(USERS, 400, np.random.default_rng(0))
+fitted = strengths(wins, ridge=1e-2)
+sweep = np.geomspace(0.2, 8, 40)
+exact_curve = [REF + fitted / b - np.log(np.exp(REF + fitted / b).sum()) for b in sweep]
+ended = {b: one_step(wins, 800, b) for b in (0.5, 1.0, 2.0, 5.0)}
+
+# %%
+style()
+fig, ax = plt.subplots(figsize=(6.4, 3.2))
+ax.plot([divergence(q) for q in exact_curve], [100 * win_rate(q) for q in exact_curve], color="#111111", label="closed form")
+for b, q in ended.items():
+    ax.plot(divergence(q), 100 * win_rate(q), marker="o", color="#111111", markerfacecolor="white")
+    ax.annotate(f"beta {b:g}", (divergence(q), 100 * win_rate(q)), (6, -12), textcoords="offset points", fontsize=9)
+ax.set(xlabel="KL from the reference (nats)", ylabel="users prefer (%)", title="What beta buys: nats for preference")
+ax.legend()
+fig.supxlabel("1 set of 400 simulated votes, 6 answers, no interval. Not measured here: networks.", x=0.01, ha="left",
+              fontsize=9, color="#606060")
+plt.show()
+
+# %%
+for b, q in ended.items():
+    best = REF + fitted / b - np.log(np.exp(REF + fitted / b).sum())
+    print(f"beta {b:3g}: KL {divergence(q):.2f} nats, users prefer {100 * win_rate(q):.0f} %; closed form "
+          f"{divergence(best):.2f}, {100 * win_rate(best):.0f} %")
+
+# %% [markdown]
+# Halve $\beta$ and the policy walks further for less and less. Our network showed none of this: 40 clipped steps end
+# long before any resting place, where $\beta$ would count. That is a property of the recipe, not of $\beta$.
+#
 # ## Where does the leash go?
 #
-# The RL step maximises $E[u] - \beta\,\mathrm{KL}(\pi\,\|\,\mathrm{ref})$. Two places for the KL are in use: inside the
-# reward, as the log-ratio of the sampled answer (k1, RLHF and RLOO), or as a term of the loss, by the estimator k3
-# (GRPO code). On six answers no sampling is needed: write out both expectations and compare gradients.
+# The RL step maximises $E[u] - \beta\,\mathrm{KL}(\pi\,\|\,\mathrm{ref})$. Two places for the KL are in use: inside
+# the reward, as the log-ratio of the sampled answer (k1; RLHF, RLOO), or as a term of the loss (k3; GRPO code). On six
+# answers no sampling is needed: write out each expectation and take its gradient.
 
 # %%
 u6, ref6 = torch.tensor(USERS), torch.tensor(REF)
@@ -1167,35 +1232,39 @@ theta = (ref6 + 0.5 * u6).requires_grad_()
 slope_of = lambda value: torch.autograd.grad(value, theta)[0]  # noqa: E731
 
 # %%
-def expected_step(kl_in, leash=0.5):
-    """REINFORCE's expected step, every answer weighted by its probability."""
+def leash(place):
+    """Expected gradient of the leash alone, every answer weighted by its probability (no gradient through that)."""
     logp = theta.log_softmax(0)
     p, ratio = logp.detach().exp(), logp - ref6
-    if kl_in == "reward":
-        return slope_of((p * (u6 - leash * ratio.detach()) * logp).sum())
-    k3 = torch.exp(-ratio) - 1 + ratio
-    return slope_of((p * (u6 * logp - leash * k3)).sum())
+    return slope_of({"k1 in the reward": (p * ratio.detach() * logp).sum(), "k1 in the loss": (p * ratio).sum(),
+                     "k2 in the loss": (p * ratio**2 / 2).sum(),
+                     "k3 in the loss": (p * (torch.exp(-ratio) - 1 + ratio)).sum()}[place])
 
 
 # %%
-def exact_step(direction, leash=0.5):
-    """Gradient of the objective itself, with KL(policy || ref) or KL(ref || policy)."""
+def exact(direction):
+    """Gradient of KL(policy || ref), or of KL(ref || policy), itself."""
     logp = theta.log_softmax(0)
     reverse, forward = (logp.exp() * (logp - ref6)).sum(), (ref6.exp() * (ref6 - logp)).sum()
-    return slope_of((logp.exp() * u6).sum() - leash * (reverse if direction == "reverse" else forward))
+    return slope_of(reverse if direction == "reverse" else forward)
 
 
 # %%
-for place in ("reward", "loss"):
-    far = {way: float((expected_step(place) - exact_step(way)).abs().max()) for way in ("reverse", "forward")}
-    print(f"KL in the {place:6}: off the objective's gradient by {far['reverse']:.3f}; "
-          f"off that of KL(ref || policy) by {far['forward']:.3f}")
-    assert far["reverse" if place == "reward" else "forward"] < 1e-12
+wanted = {"k1 in the reward": exact("reverse"), "k1 in the loss": torch.zeros(6), "k2 in the loss": exact("reverse"),
+          "k3 in the loss": exact("forward")}
+for place, equals in wanted.items():
+    g = leash(place)
+    assert (g - equals).abs().max() < 1e-12
+    print(f"{place:16} size {float(g.norm()):.3f}; off KL(policy || ref) by {float((g - exact('reverse')).norm()):.3f}, "
+          f"off KL(ref || policy) by {float((g - exact('forward')).norm()):.3f}")
 
 # %% [markdown]
-# k1 in the reward has the gradient we want, exactly. k3 differentiated in the loss has another one: that of the KL the
-# other way round, which punishes *dropping* what the reference says. Both leashes hold; only one is the one in the
-# formula. The library's `reinforce_kl` has both, and the tests enumerate a policy of two tokens the same way.
+# k1 in the reward and k2 in the loss have the gradient of the formula. k3 in the loss has that of the KL the other way
+# round, which punishes *dropping* what the reference says. And k1 moved into the loss, the easiest slip, holds nothing:
+# its mean gradient is zero, though the number it logs is the right KL.
+#
+# Scope: one token, on policy. Summed over tokens, k3 gives that other KL at each prefix drawn and ignores how prefixes
+# come about; off policy it needs importance weights.
 #
 # ## A judge of its own
 #
@@ -1268,8 +1337,8 @@ for name, exam in exams.items():
 #
 # ## Wrong votes
 #
-# Turn a share $e$ of all votes round. Who won 90 of 100 now wins fewer: everybody looks closer to even. Robust DPO
-# knows $e$ and takes it out again. By hand, for one pair of answers:
+# Turn a share $e$ of all votes round. Who won 90 of 100 now wins fewer: everybody looks closer to even. Robust DPO is
+# told $e$ and takes it out again. By hand, for one pair of answers:
 
 # %%
 p_clean, e = 0.9, 0.2
@@ -1282,6 +1351,108 @@ noisy_loss = {k: p_seen * kin(d_grid, e)[k] + (1 - p_seen) * kin(-d_grid, e)[k] 
 for name, loss in noisy_loss.items():
     print(f"{name:10} comes to rest at beta d = {beta * d_grid[loss.argmin()]:.2f}; "
           f"ln odds of the votes: clean {math.log(9):.2f}, seen {math.log(p_seen / (1 - p_seen)):.2f}")
+
+# %% [markdown]
+# That predicts a network, too. Our votes were unanimous; with a share $e$ turned round, DPO should stop at
+# $\beta d = \ln((1-e)/e)$, and the odds of a claim fall by $e^d$ and no further. cDPO smooths once more and stops
+# earlier. Robust DPO has no stop. One objection first: wrong votes cancel right ones, so DPO's mean step shrinks to
+# $1-2e$ of itself, and robust DPO divides by exactly that. Only a longer step? The control is plain DPO at the rate over
+# $1-2e$. Recorded, five seeds:
+
+# %%
+show_evidence("label_noise", effects=[e["name"] for e in recorded("label_noise")["effects"][:7]])
+
+# %%
+def noisy(arm, key="said"):
+    """A recorded arm of label_noise, its mean over seeds and interval, in percent."""
+    values = [row[f"{arm}.{key}"] for row in recorded("label_noise")["per_seed"]]
+    e = paired_effect(values, [0.0] * len(values))
+    return f"{100 * e.estimate:5.1f} [{100 * max(0, e.low):4.1f}, {100 * e.high:4.1f}]"
+
+
+# %%
+print(f"answers that say the label, %: before any vote {noisy('sft')}; DPO, clean votes {noisy('dpo')}")
+names = {"dpo": "DPO", "scaled": "DPO, longer step", "cdpo": "cDPO", "robust": "robust DPO"}
+for share in (20, 40):
+    for arm, name in names.items():
+        rest = f"   predicted rest {noisy(f'{arm}_{share}', 'rest')}" if arm in ("dpo", "cdpo") else ""
+        print(f"{share} % wrong  {name:17} {noisy(f'{arm}_{share}')}{rest}")
+
+# %%
+evidence_figure("label_noise", title="Wrong votes: what each loss leaves of the habit", effects=[
+    f"{arm}: said" for arm in ("sft", "dpo", "dpo_40", "scaled_40", "cdpo_40", "robust_40")])
+
+# %% [markdown]
+# **Supported**, and the arithmetic holds on a network: DPO stops at 15.7 % where 16.3 were predicted, cDPO at 27.1 where
+# 27.1 were. A longer step arrives at the same place sooner; only robust DPO moves the place. Smoothing does not denoise:
+# cDPO, told the right share, wants *less* than DPO and nearly keeps the habit. At 20 % wrong there is little to win
+# (1.5 points): with $\beta$ .5, votes of four to one ask for nearly all of it already.
+#
+# Not shown: a share that must be guessed (here it is known to the pair), errors that depend on the answer, other $\beta$.
+
+# %%
+print("predicted rest minus measured, 40 % wrong, points, by seed:", " ".join(
+    f"{100 * (row['dpo_40.rest'] - row['dpo_40.said']):+.0f}" for row in recorded("label_noise")["per_seed"]))
+
+# %% [markdown]
+# ## Clicks are votes with five meanings
+#
+# Staff press thumbs-down on the SFT checkpoint's answers and type a correction. Why they pressed decides what they type:
+# `wrong` the right answer, `ugly` the same JSON with spaces, `dislike` the evidence in other words, `curiosity` whatever
+# stood in the box, `test` the word ok. Two in five are `wrong`. Notebook 08 has the button, its three fields and the
+# loader; here is what the clicks do as labels.
+#
+# The claim, fixed before its run: rows that the loader lets through (wrong, verified, with consent) leave exact pass at
+# least 10 points above as many rows of every kind, 30 steps each, and every click leaves the model below no training.
+
+# %%
+from lifecycle_lib.lab.studies.clicks import purity_figure
+
+page = recorded("clicks")
+fig = purity_figure(page)
+plt.show()
+
+# %%
+show_evidence("clicks", ["exact pass, gated - every click as few", "exact pass, gated - every click",
+                         "every click: exact pass lost, before - after", "before: exact pass", "gated: exact pass",
+                         "exact pass, every click as few - every click", "exact pass, gated - all wrong and verified"])
+flip = page["extra"]["flip"]
+print(f"corrections help above a share of wrong clicks of {100 * min(flip['seeds']):.0f} to {100 * max(flip['seeds']):.0f} %, "
+      f"median {100 * flip['median']:.0f} % ({flip['crossed']} of {len(flip['seeds'])} seeds)")
+
+# %% [markdown]
+# **Supported.** Few rows are not the reason: the gate's rows and their control are as many, read as often, and "every
+# click, as few" is no worse than every click. Nor does the gate want more rows: three passes over its 236 did better than
+# one pass over 720 verified ones.
+#
+# About three in four clicks must be labels before training on the page helps at all. Pages of right answers and matters
+# of taste alone (squares) land where mixed pages with as many right ones land: an opinion, as a label, is as wrong as a
+# test click.
+#
+# And all of them lie *below* the line of "rate in, rate out". Why?
+
+# %%
+show_evidence("clicks", [f"purity 0.4: {what}, {where}" for what in ("said ok", "other words", "spaced", "broken")
+                         for where in ("corrections", "answers")]
+              + ["exact pass - share of right corrections, mean of eight pages"], claim=False)
+
+# %% [markdown]
+# No correction is broken JSON; four answers in ten are. A habit comes out at its rate when one token decides and the
+# model can write what follows (notebook 08). Here 30 steps were too few for that: one correction in seven says ok, one in
+# nine has the words of opinion, and next to no answer has either. The likely reading: an answer begins in one rendering
+# and ends in none. Which of the eight rates would have shown it?
+
+# %%
+from lifecycle_lib.judge.evals import RATES
+
+show_evidence("clicks", [f"purity 0.4: {rate}, better by" for rate in RATES], claim=False)
+
+# %% [markdown]
+# One rate gets better: the invented label, which few corrections have. A dashboard with that one on top calls the page
+# progress while the seven others get worse.
+#
+# Not shown: a gate that errs (here the reason on a row is true and whoever verifies never slips, so this is the most a
+# gate can give); longer training, which might spell the opinions right.
 
 # %% [markdown]
 # ## Whose votes?
@@ -1315,10 +1486,10 @@ print(f"same prompt, same reference, other annotators: {gap.estimate:.0f} words 
       f"[{gap.low:.0f}, {gap.high:.0f}], {gap.n} simulated vote sets, 95 % t")
 
 # %%
-def agreement(minority, trial):
-    """Share of fresh votes of the same mixture that the fitted strengths predict."""
-    u = from_votes(mixed(minority, trial))[0]
-    fresh = mixed(minority, trial + 5000)
+def agreement(minority, trial, draw=mixed):
+    """Share of fresh votes of the same kind that the fitted strengths predict."""
+    u = from_votes(draw(minority, trial))[0]
+    fresh = draw(minority, trial + 5000)
     return float(fresh[(u[:, None] > u[None])].sum() / fresh.sum())
 
 
@@ -1353,14 +1524,50 @@ for name, scale, unit in (("agreement", 100, "points"), ("spread", 1, "words")):
     print(f"{name}, half and half minus one pool: {scale * e.estimate:+.1f} {unit} [{low:+.1f}, {high:+.1f}]")
 
 # %% [markdown]
-# Agreement is the alarm, and it rings before training: a fit that converges and still predicts few votes says that the
-# voters disagree, not that the model is weak. The spread of lengths is a worse one: it rises first and falls again.
-# The policy that comes out pleases the average, whom nobody has met. Split the votes by annotator and fit twice.
+# Agreement falls before any training: an alarm. The spread of lengths is a worse one, it rises first and falls again.
+# But what is the alarm about? Voters who disagree, or one pool that votes carelessly? Control: the thorough pool alone,
+# with as many of its votes turned round as it takes to predict equally few.
+
+# %%
+def careless(flipped, trial, n=400):
+    """Votes of the thorough pool, a share of them turned round."""
+    rng = np.random.default_rng(3000 + trial)
+    return (vote(POOLS["thorough"], n - round(flipped * n), rng) + vote(POOLS["thorough"], round(flipped * n), rng).T)
+
+
+# %%
+def apart(draws, trial):
+    """Held-out log-likelihood a vote (nats) won by fitting each half of the annotators by itself."""
+    seen, fresh = ([draw(trial + later) for draw in draws] for later in (0, 5000))
+    likelihood = lambda u, w: -(w * np.log1p(np.exp(u[None] - u[:, None]))).sum() / w.sum()  # noqa: E731
+    both = from_votes(sum(seen))[0]
+    return float(np.mean([likelihood(from_votes(s)[0], f) - likelihood(both, f) for s, f in zip(seen, fresh)]))
+
+
+# %%
+half = np.mean(pool["agreement"][0.5])
+by_flips = {e: [agreement(e, t, careless) for t in range(n_pools)] for e in (0.05, 0.1, 0.15, 0.2, 0.25)}
+e_same = min(by_flips, key=lambda e: abs(np.mean(by_flips[e]) - half))
+print(f"votes predicted: two pools half and half {100 * half:.0f} %; one pool with {100 * e_same:.0f} % turned round "
+      f"{100 * np.mean(by_flips[e_same]):.0f} %")
+
+# %%
+halves = {"two pools": [lambda t: mixed(1.0, t, 200), lambda t: mixed(0.0, 7000 + t, 200)],
+          "one careless pool": [lambda t: careless(e_same, t, 200), lambda t: careless(e_same, 7000 + t, 200)]}
+for name, draws in halves.items():
+    e = paired_effect([apart(draws, t) for t in range(n_pools)], [0.0] * n_pools)
+    print(f"{name:18} fitting the halves apart: {e.estimate:+.3f} nats a held-out vote [{e.low:+.3f}, {e.high:+.3f}]")
+
+# %% [markdown]
+# The same alarm with another cause. Falling agreement says that votes contradict each other, not why. Who voted tells:
+# fit each half of the annotators by itself. With two pools that wins 0.10 nats a held-out vote; with one careless pool
+# it loses a little, since each fit sees half the votes. So keep the annotator's id in the pair (here the halves were
+# known; real ones must be found). The policy that comes out of the mixture pleases the average, whom nobody has met.
 #
 # ## Polite before right
 #
 # The commonest taste of all: in three votes of ten, length decides and nothing else. Users pay for it. Length control
-# takes the length slope out of the strengths (R-DPO does the same inside the loss, as a margin a token).
+# takes the length slope out of the strengths.
 
 # %%
 HURRIED = FEATURES @ [1.5, 0.0, 0.0]
@@ -1373,10 +1580,14 @@ def policy_of(u):
 
 
 # %%
+def length_slope(u):
+    """Nats of strength a word, the other features held fixed."""
+    return np.linalg.lstsq(np.c_[ANSWERS, np.ones(6)], u, rcond=None)[0][0]
+
+
 def controlled(u):
-    """Strengths without what is linear in length, the other features held fixed."""
-    slope = np.linalg.lstsq(np.c_[FEATURES, np.ones(6)], u, rcond=None)[0][0]
-    return u - slope * FEATURES[:, 0]
+    """Strengths without what is linear in length."""
+    return u - length_slope(u) * ANSWERS[:, 0]
 
 
 # %%
@@ -1397,9 +1608,10 @@ for name, policies in outcomes.items():
 
 # %%
 lost = paired_effect(*([100 * win_rate(q) for q in outcomes[k]] for k in ("30 % by length", "users vote")))
-canary = math.ceil((1.96 + 0.84) ** 2 * 0.25 / (lost.estimate / 100) ** 2)
+rates_ = [np.mean([win_rate(q) for q in outcomes[k]]) for k in ("30 % by length", "users vote")]
+canary = math.ceil((1.96 + 0.84) ** 2 * sum(p * (1 - p) for p in rates_) / (lost.estimate / 100) ** 2)
 print(f"users' preference lost to hurried voters: {lost.estimate:+.1f} points [{lost.low:+.1f}, {lost.high:+.1f}], "
-      f"n = {n_pools} vote sets; a canary needs about {canary} compared answers to see it (80 % power)")
+      f"n = {n_pools} vote sets; a canary needs about {canary} comparisons an arm to see it (80 % power, two arms)")
 
 # %% [markdown]
 # Length control gives the words back and nothing else. A hurried vote is no vote about promises, so it pulls *that*
@@ -1409,12 +1621,10 @@ print(f"users' preference lost to hurried voters: {lost.estimate:+.1f} points [{
 # %%
 def tie_breaks(n, rng):
     """n careful votes, each between an answer that promises a label and one that does not."""
+    a, b = rng.integers(4, size=n), 4 + rng.integers(2, size=n)
+    first = rng.random(n) < 1 / (1 + np.exp(USERS[b] - USERS[a]))
     wins = np.zeros((6, 6))
-    for _ in range(n):
-        a, b = rng.choice([0, 1, 2, 3]), rng.choice([4, 5])
-        if rng.random() > 1 / (1 + np.exp(USERS[b] - USERS[a])):
-            a, b = b, a
-        wins[a, b] += 1
+    np.add.at(wins, (np.where(first, a, b), np.where(first, b, a)), 1)
     return wins
 
 
@@ -1432,17 +1642,67 @@ for extra in (0, 100, 200, 400):
     print(f"{extra:3} tie-break votes: promises {left.estimate:4.1f} % [{left.low:.1f}, {left.high:.1f}]")
 
 # %% [markdown]
-# As many careful votes as there were votes before, and about half of the damage is undone. Clean labels are cheaper at
-# the door than afterwards. And look at the fourth row of the table: with honest voters, length control *adds* words,
-# because it takes away a taste that users really have. A bias and a preference look the same in the votes.
+# As many careful votes as votes before, and about half of the damage is undone: clean labels are cheaper at the door. And
+# look at the table's fourth row: with honest voters, length control *adds* words, because it takes away a
+# taste that users really have. A bias and a preference look the same in the votes.
+#
+# ## Length control inside the loss
+#
+# R-DPO (Park et al. 2024) maximises reward $-\,\alpha|y| - \beta\,$KL. At its optimum $\beta \ln \pi/\mathrm{ref} = u -
+# \alpha|y|$ plus a constant, so a vote's log-odds are $\beta d + \alpha(|y_w| - |y_l|)$: what length explains is *credited*
+# and need not be learnt. Same hurried votes, $\alpha$ the slope found above, and the slip of a turned sign beside it.
+
+# %%
+rng = np.random.default_rng(9000)
+hurried = vote(USERS, 280, rng) + vote(HURRIED, 120, rng)
+u_hurried = strengths(hurried, ridge=1e-2)
+alpha = length_slope(u_hurried)
+by_loss = {name: one_step(hurried, 800, alpha=a) for name, a in
+           (("DPO", 0.0), ("R-DPO", alpha), ("R-DPO, sign turned", -alpha))}
+
+# %%
+assert np.abs(np.exp(by_loss["R-DPO"]) - np.exp(policy_of(controlled(u_hurried)))).max() < 0.01
+for name, q in by_loss.items():
+    print(f"{name:20} {np.exp(q) @ ANSWERS[:, 0]:4.1f} words a mean answer")
+print("R-DPO's policy is that of the controlled strengths, every probability to 0.01: True")
+
+# %% [markdown]
+# The library's loss against torch's cross-entropy of a vote, then the network. There the claiming answer is the longer
+# one, by a few tokens: let length alone decide six votes of ten, and it wins them.
+
+# %%
+d, extra = torch.tensor([-2.0, 0.5, 3.0], requires_grad=True), torch.tensor([4.0, -4.0, 1.0])
+both_ways = (preferences.rdpo_loss(d, extra, beta, 0.2),
+             F.binary_cross_entropy_with_logits(beta * d + 0.2 * extra, torch.ones(3)))
+grads = [torch.autograd.grad(x, d)[0] for x in both_ways]
+assert abs(both_ways[0] - both_ways[1]) < 1e-6 and torch.allclose(*grads, atol=1e-6)
+
+# %%
+by_length = encode_pairs(tok, preferences.with_label_noise(votes[:160], 0.6, lab.seed))
+length_ref = dpo.reference_logps(sft_model, by_length, pad)
+credit = preferences.kin_loss("rdpo", beta, alpha=0.2)
+length_run = short_run | {"lr": 5e-3, "size": 16}
+swayed = {"DPO": train(by_length, length_ref, **length_run)[0],
+          "R-DPO": train(by_length, length_ref, loss=lambda m, b, _: credit(m, b), **length_run)[0]}
+
+# %%
+for name, report in {"sft": before, **{k: scored(m, n_short) for k, m in swayed.items()}}.items():
+    print(f"{name:6} claims {span(report, 'invented_claim_rate')}; tokens an answer "
+          f"{np.mean([len(tok.encode(text, allow_special=False)) for text in report['answers']]):.1f}")
+print(f"alpha * extra tokens {0.2 * (len(claim_ids) - len(plain_ids)):.1f} nats; ln odds of the votes {math.log(0.6 / 0.4):.2f}")
+
+# %% [markdown]
+# Under votes that length wins, DPO claims in 60 % of its answers. R-DPO credits 0.2 nats a token, 0.8 for the claim, more
+# than the 0.41 that the votes say: what is left to learn points the other way, and claims fall to 12 %. The repair is a
+# bet. In these pairs length and claim are one thing, and no loss can know which of them the voters meant; half the
+# $\alpha$ would have left almost nothing to learn. $\alpha$ is an opinion about voters. Pairs in which the better answer is
+# sometimes longer and sometimes shorter are what could measure it.
 #
 # ## The recorded evidence
 #
 # One run is one run. The same stage over recorded seeds, never recomputed here:
 
 # %%
-from lifecycle_lib.lab.claims import evidence_figure, recorded, show_evidence
-
 show_evidence("dpo_claims")
 
 # %%
@@ -1454,7 +1714,9 @@ print("claims left, by seed:", ", ".join(f"{100 * row['dpo.invented_claim_rate']
 
 # %% [markdown]
 # The two roads and their kin side by side: same SFT checkpoints, same pairs, and as controls SFT on the chosen answers
-# and the best of four by the reward model. `says the label` counts unfinished claims as well.
+# and the best of four by the reward model. `says the label` counts unfinished claims as well. Recipes are compared, not
+# losses at their best: nobody tuned a rate. The pairwise losses share DPO's SGD at 0.001; REINFORCE runs under AdamW at
+# 0.0003.
 
 # %%
 roads = {"sft": "SFT", "dpo": "DPO", "ipo": "IPO", "kto": "KTO", "orpo": "ORPO", "sft_chosen": "SFT on chosen",
@@ -1468,9 +1730,17 @@ def road(arm, key):
     return paired_effect(values, [0.0] * len(values))
 
 
+def least_kl(after, before):
+    """Nats that any policy must spend to bring the share of claims from `before` to `after`."""
+    return sum(a * math.log(a / b) for a, b in ((after, before), (1 - after, 1 - before)) if a > 0)
+
+
 # %%
 style()
 fig, ax = plt.subplots(figsize=(7.2, 3.8))
+start_said = road("sft", "said").estimate
+ys = np.linspace(0.001, start_said, 100)
+ax.plot([least_kl(y, start_said) for y in ys], 100 * ys, color="#808080", linestyle=":", label="least KL for these claims")
 for (arm, name), (colour, marker, *_) in zip(roads.items(), [*SERIES, *SERIES]):
     x, y = road(arm, "kl"), road(arm, "said")
     ax.errorbar(x.estimate, 100 * y.estimate, [[100 * (y.estimate - y.low)], [100 * (y.high - y.estimate)]],
@@ -1478,23 +1748,27 @@ for (arm, name), (colour, marker, *_) in zip(roads.items(), [*SERIES, *SERIES]):
                 markerfacecolor=colour if list(roads).index(arm) < len(SERIES) else "white")
     if arm not in ("ipo", "kto"):  # they lie under DPO
         label, low = ("DPO, IPO, KTO" if arm == "dpo" else name), arm in ("dpo", "best_of")
-        ax.annotate(label, (x.estimate, 100 * y.estimate), (0 if arm == "best_of" else 6, -14 if low else 6),
-                    textcoords="offset points", fontsize=9)
+        ax.annotate(label + (", at most" if arm == "best_of" else ""), (x.estimate, 100 * y.estimate),
+                    (0 if arm == "best_of" else 6, -14 if low else 6), textcoords="offset points", fontsize=9)
+ax.legend(fontsize=9)
 ax.set(xlabel="KL spent (nats an answer)", ylabel="answers that say the label (%)", title="The same pairs, eight roads")
 fig.supxlabel(f"n = {len(recorded('preference_kin')['seeds'])} seeds, 256 cases each; bars: 95 % t over seeds.\n"
               "Not measured here: other habits, tuned rates.", x=0.01, ha="left", fontsize=9, color="#606060")
 plt.show()
 
 # %%
-print(f"{'':26} {'says label':>10} {'valid':>7} {'exact':>7} {'KL':>6} {'CPU s':>6}")
+print(f"{'':26} {'says label':>10} {'valid':>7} {'exact':>7} {'KL':>7} {'least':>6} {'CPU s':>6}")
 for arm, name in roads.items():
     said, ok, exact, kl, cpu = (road(arm, k).estimate for k in ("said", "valid", "exact", "kl", "cpu_s"))
-    print(f"{name:26} {100 * said:8.1f} % {100 * ok:5.0f} % {100 * exact:5.0f} % {kl:6.2f} {cpu:6.1f}")
+    least = np.mean([least_kl(row[f"{arm}.said"], row["sft.said"]) for row in recorded("preference_kin")["per_seed"]])
+    print(f"{name:26} {100 * said:8.1f} % {100 * ok:5.0f} % {100 * exact:5.0f} % {'<' if arm == 'best_of' else ' '}"
+          f"{round(kl, 2) + 0.0:6.2f} {least:6.2f} {cpu:6.1f}")
 
 # %% [markdown]
-# Parity where it was asked, and a bill: the reward model's road leaves 2.0 % (DPO 1.2 %), costs three times the CPU, and
-# loses 5.7 points of exact pass [3.7, 7.7], in places where no vote ever looked. Best of four spends more KL than DPO
-# for the same result, and pays at every request. Imitating the winners is slow: the rejected answer is never mentioned.
+# Parity where it was asked: the reward model's road leaves 2.0 % (DPO 1.2 %). It costs three times the CPU, loses 5.7
+# points of exact pass [3.7, 7.7], and spends 0.67 nats where 0.29 would have done; DPO, ORPO and SFT lie on the dotted
+# line: nats spent on the claims and on nothing else. Best of four was not measured: its KL lies between its least and
+# the bound, and it pays at every request. Imitating the winners is slow: the rejected answer is never mentioned.
 
 # %%
 per_seed = recorded("preference_kin")["per_seed"]
@@ -1508,8 +1782,8 @@ print(f"the gap IPO ended with: {ended.estimate:.1f} nats [{ended.low:.1f}, {end
 # One run under three names. All pairs ask for the same direction and every step is clipped to the same length, so the
 # loss's name cannot matter before the loss comes to rest. At the wild rate above it did.
 #
-# What none of this shows: a habit that is *likely* under greedy decoding, people's votes, larger models. The Adam
-# result above is one seed and one rate, and no run here had wrong votes: that was arithmetic.
+# What none of this shows: a habit that is *likely* under greedy decoding, people's votes, larger models, each loss at a
+# rate of its own.
 #
 # ## What you use at work
 #
@@ -1580,6 +1854,46 @@ for name, kind in {"ipo": "ipo_mean", "robust": "robust", "sigmoid_norm": "norm"
     print(f"{name:13} TRL and ours: same loss to 1e-5, same size of gradient to 0.1 %")
 
 # %% [markdown]
+# ## The clinic
+#
+# Two DPO runs came in this morning with the same complaint: the loss is $\ln 2$ at every step.
+
+# %%
+from lifecycle_lib.lab import clinic
+
+clinic.show(1)
+
+# %%
+case_book = {}
+print(clinic.order_test(1, "gradient norm", case_book))
+print("healthy twin:", clinic.order_test(1, clinic.TWIN, case_book))
+
+# %%
+assert clinic.show_verdict(1, "own_reference", case_book)
+
+# %% [markdown]
+# Flat in value only. The gradient at margin 0 is not 0, so a policy that is its own reference is pushed at full strength
+# for ever, with nothing to hold it: *flat loss* and *nothing happens* are different statements.
+#
+# **Your patient.** Number 10 shows the same loss. Order tests with `clinic.order_test`, then put the name of the cause in
+# `diagnosis` (the list is `clinic.CAUSES`). Patient 5 belongs to this chapter too.
+
+# %%
+clinic.show(10)
+
+# %% nbgrader={"grade": false, "grade_id": "clinic", "locked": false, "schema_version": 3, "solution": true, "task": false}
+diagnosis = None
+### BEGIN SOLUTION
+diagnosis = "optimiser_elsewhere"
+### END SOLUTION
+
+# %% nbgrader={"grade": true, "grade_id": "clinic-tests", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+assert diagnosis in clinic.CAUSES
+### BEGIN HIDDEN TESTS
+assert clinic.show_verdict(10, diagnosis, case_book)
+### END HIDDEN TESTS
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. The loss from four numbers (★, 5 minutes).** Without torch: `dpo_from_logps(chosen, rejected, ref_chosen,
@@ -1638,11 +1952,13 @@ assert np.allclose(strengths_by_counting(votes_), best_ - best_.mean(), atol=1e-
 
 # %% [markdown]
 # **3. A hard pair (★, 5 minutes).** For the golden case write a pair in which **both** answers are valid JSON, neither
-# claims a label, both cite a policy that stands in the prompt, and the rejected one is wrong. Give it a reason.
+# claims a label, and each quotes a policy line that stands in the prompt, but the rejected one quotes the wrong line.
+# Give it a reason.
 
 # %% nbgrader={"grade": false, "grade_id": "hard-pair", "locked": false, "schema_version": 3, "solution": true, "task": false}
 ### BEGIN SOLUTION
-hard_pair = make_pair(golden.prompt, golden.answer, wrong_line, "wrong_policy")
+other_line = golden.answer.replace("damaged P-7 30d", "unwanted P-3 14d").replace('"P-7"', '"P-3"')
+hard_pair = make_pair(golden.prompt, golden.answer, other_line, "wrong_policy")
 ### END SOLUTION
 
 # %% nbgrader={"grade": true, "grade_id": "hard-pair-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
@@ -1654,8 +1970,38 @@ fields_ = {side: json.loads(hard_pair[side]) for side in ("chosen", "rejected")}
 printed_ = set(re.findall(r"P-[0-9]+", golden.prompt))
 for side_ in fields_.values():
     assert set(side_) == {"evidence", "policy_id", "eligible"} and side_["policy_id"] in printed_
+    quoted_ = side_["evidence"].split(",")[0]
+    assert quoted_ in golden.prompt and side_["policy_id"] in quoted_, "quote a line of the prompt"
 assert fields_["chosen"]["policy_id"] == "P-7" and fields_["chosen"]["eligible"] is True, "12 of 30 days, confirmed"
-assert fields_["rejected"] != fields_["chosen"] and hard_pair["reason"].strip()
+assert fields_["rejected"]["policy_id"] != "P-7", "the hard pair differs in the line it quotes, not in a flipped word"
+assert hard_pair["reason"].strip()
+### END HIDDEN TESTS
+
+# %% [markdown]
+# **4. Where did the fall go? (★★, 10 minutes).** `fall(before, after)`: two lists with the log-probability of each token
+# of one rejected answer from the fork on, under the reference and after training. Return `(share of the whole fall that
+# sits on the fork token, index of the token that fell most, True if a token after the fork fell below even odds)`. The
+# third is the one to alarm on: that token is not what the vote was about.
+
+# %% nbgrader={"grade": false, "grade_id": "fall", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def fall(before, after):
+    """(share on the fork, index of the largest fall, did a later token fall from likely to unlikely?)."""
+    ### BEGIN SOLUTION
+    lost = [b - a for b, a in zip(before, after)]
+    unlikely = [b > math.log(0.5) > a for b, a in zip(before[1:], after[1:])]
+    return lost[0] / sum(lost), lost.index(max(lost)), any(unlikely)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade": true, "grade_id": "fall-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+assert fall([-1.0, -0.1], [-4.0, -1.1]) == (0.75, 0, True)
+### BEGIN HIDDEN TESTS
+for name_ in ("SGD", "Adam"):
+    old_ = start_logp[:, 1:].mean(0).double()
+    new_ = old_ + delta[name_][:, 1:].mean(0).double()
+    share_, index_, broken_ = fall(old_.tolist(), new_.tolist())
+    assert abs(share_ - float((old_ - new_)[0] / (old_ - new_).sum())) < 1e-6
+    assert index_ == int((old_ - new_).argmax()) and broken_ == bool(((old_ > math.log(0.5)) & (new_ < math.log(0.5)))[1:].any())
 ### END HIDDEN TESTS
 
 # %% [markdown]
