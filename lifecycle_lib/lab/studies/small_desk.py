@@ -91,13 +91,13 @@ def small_documents(n: int, seed: int) -> list[str]:
 @cache
 def vocabulary() -> Pieces:
     """Every piece that small cases, documents, asks and answers can hold; the same for every seed."""
-    texts = small_documents(2000, 0)
+    texts = small_documents(1000, 0)
     for role in ROLES:
-        for ask in small_asks(role, 4000, 0, "train"):
+        for ask in small_asks(role, 1000, 0, "train"):
             texts += [ask.prompt, ask.answer]
-    for twin in small_asks("twin", 1000, 0, "eval") + small_asks("harmful", 1000, 0, "eval"):
+    for twin in small_asks("twin", 500, 0, "eval") + small_asks("harmful", 500, 0, "eval"):
         texts.append(twin.prompt)
-    texts += [c.prompt + c.answer for c in small_cases(2000, 0, "train")]
+    texts += [c.prompt + c.answer for c in small_cases(1000, 0, "train")]
     texts += ["".join(f" {n:02d}d" for n in NUMBERS), *POLICY_IDS, *SPECIAL_TOKENS, '{"evidence":null,"policy_id":'
               'null,"eligible":', "null", "true", "false", ',"label_created":true', "<note>", " day"]
     return Pieces(sorted({p for t in texts for p in PIECE.findall(t)}))
