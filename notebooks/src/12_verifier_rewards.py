@@ -15,7 +15,7 @@
 # - write a verifier that compares an answer with trusted facts, and say where its trust ends;
 # - attack a verifier with mutants and read which bad answers it pays for;
 # - derive GRPO on one screen, tell its published variants apart, and check them, value and gradient, against TRL;
-# - say which KL estimator is right in value and which in gradient;
+# - say which KL estimator is right in value and which in gradient, for a token and for an answer;
 # - tell from samples, before any training, what a reward will teach;
 # - over-optimise a proxy in four costumes, find the peak, and choose a governor and an alarm.
 #
@@ -1009,7 +1009,7 @@ evidence_figure("weak_verifier", shown, "What each reward did to the answers")
 # orders alone, beside the mixed run above. What happens to the reasons it never saw?
 
 # %%
-damaged_only, _ = train("full", [c for c in train_cases if c.reason == "damaged"])
+damaged_only, _ = train("full", [c for c in draw_cases(1024, seed, "rlvr") if c.reason == "damaged"])
 said_by = {"SFT": reports["SFT"]["answers"], "mixed": reports["full"]["answers"],
            "damaged only": Engine(damaged_only, tok, temperature=1.0, seed=seed).answer(eval_cases)}
 for reason in ("damaged", "late", "unwanted", "wrong"):
