@@ -89,7 +89,7 @@ def rows_figure(evidence: Mapping, live: Sequence[tuple[int, float]] = (),
     fig.legend(loc="outside upper right", ncols=2)
     n = len(evidence["seeds"])
     return _finish(fig, f"n = {n} seeds, {evidence['n_cases']} messages an exam; bars: 95 % t intervals over seeds; "
-                        "grey lines: means on messy messages.", not_measured)
+                        "grey lines: means, messy.", not_measured)
 
 
 def distance_figure(evidence: Mapping, not_measured: str = "writers other than these eight") -> Figure:
@@ -100,7 +100,8 @@ def distance_figure(evidence: Mapping, not_measured: str = "writers other than t
         d, g = evidence["extra"]["writers"][name]["divergence"], 100 * evidence["extra"]["writers"][name]["gap"]
         colour, marker, _, _ = SERIES[i % len(SERIES)]
         ax.plot(d, g, marker, color=colour, markerfacecolor="white" if i >= len(SERIES) else colour)
-        dx, dy, side = {"typed as measured": (-7, -3, "right"), "a quarter in customers' words": (7, -8, "left")}.get(
+        dx, dy, side = {"typed as measured": (-7, -3, "right"), "a quarter in customers' words": (7, -8, "left"),
+                        "customers": (6, -13, "left")}.get(
             name, (7, 3, "left"))
         shown = "the exam's writer (floor)" if name == "customers" else name
         ax.annotate(shown, (d, g), xytext=(dx, dy), textcoords="offset points", fontsize=8, ha=side)

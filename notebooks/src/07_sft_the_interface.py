@@ -594,9 +594,9 @@ for arm in controls.ARMS:
     print(f"{arm:15} by steps: valid JSON", *(f"{n}: {100 * x.estimate:.0f} %" for n, x in zip(ends.values(), levels(arm, "valid"))))
 
 # %% [markdown]
-# The first 60 steps are the same: at step 34 half of the answers are valid JSON, from 544 rows or from 64. The early leap
+# In valid JSON the first 60 steps are the same: at step 34 half of the answers are valid JSON, from 544 rows or from 64. The early leap
 # counts *steps*. It is a leap only because some twenty tokens must all be right at once; the loss a token falls smoothly
-# through it (Schaeffer et al. 2023). Then the arms part:
+# through it (Schaeffer et al. 2023). In the loss the arms part sooner, at step 34:
 
 # %%
 for arm in controls.ARMS:
@@ -955,7 +955,7 @@ for words, marker, line, grey in (("known", "o", "-", "#111111"), ("new", "s", "
                       [max(0, 100 * (e["high"] - e["estimate"])) for e in part]]] for part in pairs_))
     ax.errorbar(mid[0], mid[1], xerr=ends[0], yerr=ends[1], marker=marker, linestyle=line, color=grey, label=f"{words} words")
     for x, at in zip(contract.IDK_SHARES, zip(*mid)):
-        if words == "new" or x < 0.3:
+        if words == "new" or 0 < x < 0.3:
             label = f"{x:.0%} of rows" if words == "new" else {0.15: "15% and 30%"}.get(x, f"{x:.0%}")
             ax.annotate(label, at, xytext=(8, 7 if x < 0.3 else -14), textcoords="offset points", fontsize=9)
 ax.set(xlabel="needless 'idk' where a line covers the reason (%)", ylabel="false claims where none does (%)", xlim=(-5, 115), ylim=(-5, 112))
@@ -1099,7 +1099,7 @@ print("same tokens:    ", served["tags as plain text"][0] == served["as trained"
 # %% [markdown]
 # ### Diff first
 #
-# Render 100 rows both ways and compare ids. This needs no model, no label and no accuracy.
+# Render the same requests both ways and compare ids. This needs no model, no label and no accuracy.
 
 # %%
 from difflib import SequenceMatcher
@@ -1239,8 +1239,8 @@ print("space after <bot>, checkpoint by checkpoint:", ", ".join(f"{x:+.0f}" for 
 # At the policies a renamed tag costs a few points and a space most answers; at `<bot>` both ruin it. And no list of harmless
 # drifts exists: a space after `<bot>` costs one checkpoint of this recipe nothing, others a third of their answers or nearly
 # all. On this checkpoint only drifts that break `<bot>` itself show at the first token; the others fail where the model looks
-# back. So the gate belongs before the model: the eval report and the server each carry a fingerprint of a
-# hundred rendered rows, and a release needs the two to be equal.
+# back. So the gate belongs before the model: the eval report and the server each carry a fingerprint of
+# the same rendered rows, and a release needs the two to be equal.
 
 # %%
 from lifecycle_lib.core.store import fingerprint
@@ -1704,7 +1704,8 @@ interview("07")
 # ## What to remember
 #
 # 1. SFT is next-token training with a mask. Check the batch, not the loss: most mask bugs look fine in a log.
-# 2. The format comes in some thirty steps, from 64 rows as from 544. Skill wants *different* rows.
+# 2. Half of the answers have the format after some thirty steps, from 64 rows as from 544; whether 64 carry it to the
+#    end is open. Skill wants *different* rows.
 # 3. A flaw in the data comes back near its own rate when you sample, and hides when you decode greedily.
 # 4. The template is part of the checkpoint. Compare rendered ids before you compare scores.
 # 5. One kind of row, one habit: keeping a goal, taking a correction, asking, abstaining. Each is taught by its own rows.

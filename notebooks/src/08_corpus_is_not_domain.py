@@ -623,7 +623,7 @@ for what in ("formed", *HABITS):
         f"{100 * e.estimate:3.0f} % [{100 * e.low:3.0f}, {100 * e.high:3.0f}]" for e in parts))
 
 # %% [markdown]
-# Nothing is cured, and the form breaks: a habit is begun and cannot be finished, because what follows was never taught.
+# Next to nothing is cured, and the form breaks: a habit is begun and cannot be finished, because what follows was never taught.
 # And the dashboard? Greedy decoding starts few habits at a dose of .5, so it hardly sees the bug:
 
 # %%
@@ -1271,4 +1271,4 @@ interview("08")
 # 5. A click, a log, a majority is not a label. Say which part of a gap you measured and which you planted.
 #
 # **Made:** nothing. **Next:** `09_forgetting_and_interference` asks what a new lesson costs the old ones; `11` shows
-# DPO at length, `17` how to build the exam.
+# DPO at length.

@@ -778,7 +778,7 @@ for temperature in (1.0, 0.0):
 
 # %% [markdown]
 # Greedy decoding never draws the habit, because the habit is a minority. It beats 30 steps of RL sampled at temperature
-# 1 in the recorded seeds (last effect above). The reward has moved into the weights what a decoder setting gives away:
+# 1 in the recorded seeds (3.5 points, last row of the figure). The reward has moved into the weights what a decoder setting gives away:
 # worth it where you must sample or do not own the decoder, and not a new skill. Compare the two curves.
 
 # %%
@@ -1019,7 +1019,7 @@ for reason in ("damaged", "late", "unwanted", "wrong"):
                                    for name, n in right.items()), f"  n = {len(at)}")
 
 # %% [markdown]
-# Nothing, on this seed: the unseen reasons gained what the mixed run gained. What was learnt is not the class but the
+# Nothing, on this seed: the unseen reasons gained about what the mixed run gained, well inside the intervals. What was learnt is not the class but the
 # habit of all classes, to claim no label. A lesson that differs by class would not carry over like this, and an average
 # would not show it: keep the table.
 #
@@ -1275,7 +1275,7 @@ print(f"earliest on the rubric: {max(led, key=led.get)}; forecast {rings_first}"
 # KL and diversity ring early, and in every seed of the honest control: they say *that* the model moves, not that it moves
 # wrong. Length never rang falsely and led on the rubric by one measurement; to the reward model it is deaf, since those
 # answers get shorter. Factual error is honest and comes with the fall, or after it. On the text match nothing led. No
-# alarm was both early and right: read a moving KL as "go and look", an error as "stop".
+# alarm was early and right in every costume: read a moving KL as "go and look", an error as "stop".
 #
 # ## The dashboard with one number
 #
@@ -1626,4 +1626,4 @@ interview("12")
 #    reward and evaluation apart.
 #
 # **Made:** a checkpoint with manners and one GRPO run from it, in the store. **Next:** `16_memory_quantization_latency`
-# packs it, `17_evaluation_you_can_trust` asks how far to believe the exact pass.
+# packs it.
