@@ -350,8 +350,8 @@ for arm, found in d2["extra"]["interpolated"].items():
     print(f"{arm:16} - plain: {100 * found['refusal - plain'][0]:+4.0f} points [{100 * low:+.0f}, {100 * high:+.0f}], n = {found['n']}")
 
 # %% [markdown]
-# From the top. A quarter of the **rate** takes twice the steps and keeps more in seven of eight seeds, anything from none to
-# nearly all. **Replay** of 1 % keeps most, 5 % all, with the twins' over-refusals of the start. **KL** on the task's own
+# From the top. A quarter of the **rate** keeps more in seven of eight seeds, anything from none to nearly all; more of it
+# below. **Replay** of 1 % keeps most, 5 % all, with the twins' over-refusals of the start. **KL** on the task's own
 # rows is a lottery; on old rows it keeps everything, needs the old model *and* old rows, and slows the skill. **L2-SP**
 # needs the old weights alone and not one old row: 97 %, and fewer twins refused. KL and L2-SP had one strength each; a
 # better one may exist.
@@ -378,10 +378,27 @@ taken_off = [f"LoRA r={r}: refusal, adapter taken off" for r in (1, 4, 16)]
 show_evidence("D2", ["start: refusal", *taken_off], claim=False)
 
 # %% [markdown]
-# Biderman et al. (2024) title it *LoRA learns less and forgets less*. At equal skill, rank 16 shows no difference from
-# tuning everything, within some 25 points either way, and at a rate 2.5 times plain's. Rank 1 keeps more, in the five
-# of eight seeds that learnt the skill at all. Detaching brings the start back to the digit, which is no merit of low
-# rank: the old weights were never touched, and that is a stored checkpoint under another name.
+# Biderman et al. (2024) title it *LoRA learns less and forgets less*. At equal skill, rank 16 shows no difference from tuning
+# everything, within some 25 points either way; rank 1 keeps more, in the five of eight seeds that learnt the skill at all.
+# Detaching brings the start back to the digit, which is no merit of low rank: the old weights were never touched, and that
+# is a stored checkpoint under another name.
+#
+# ## Or simply a lower rate?
+#
+# One thing was unfair above: adapters ran at 2.5 to 5 times plain's rate. So the rate was asked by itself, in a study of its
+# own, its claim written down before it ran.
+
+# %%
+show_evidence("D2_rates", ["refusal at equal skill, plain, rate / 10 - plain", "refusal at equal skill, plain, rate / 4 - plain",
+                           "refusal at equal skill, LoRA r=16, rate of plain - LoRA r=16",
+                           "refusal at equal skill, LoRA r=16, rate of plain - plain",
+                           *(f"{a}: {what} at equal skill" for what in ("refusal", "step") for a in
+                             ("plain", "plain, rate / 4", "plain, rate / 10", "LoRA r=16", "LoRA r=16, rate of plain"))])
+
+# %% [markdown]
+# The dullest remedy works, in part: a tenth of the rate keeps some 54 points more of the refusals, for three times the steps,
+# in the six seeds that got there. The adapter gains from a lower rate too; at plain's own, its lead over plain is
+# inconclusive. Whoever compares leashes at one rate each compares rates. And none of these rates does what 2 % replay does.
 #
 # ## Look-alikes decide what was taught
 #
@@ -728,7 +745,7 @@ assert clinic.show_verdict(4, "erasing_rate", case_book)
 
 # %% [markdown]
 # The loss of the new task shows nothing: it is lower than ever. One number from before, kept in the launch suite, would
-# have. (Of its remedies, replay and a smaller rate have numbers above; so has the adapter, and they are poor.) The rest of
+# have. (Of its remedies, replay, a smaller rate and the adapter have their numbers above: read them before choosing.) The rest of
 # the ward: `lifecycle clinic`.
 
 # %% [markdown]
@@ -834,8 +851,8 @@ interview("09")
 #
 # 1. A fine-tune has no side effects in the log. It has them in the columns that nobody wrote down.
 # 2. Compare arms at equal skill. At equal steps, the arm that learns least forgets least.
-# 3. Replay needs some old rows, KL on old rows those and the old model, L2-SP the old weights alone. A lower rate helps in part. An adapter
-#    does not hold while it is worn.
+# 3. Replay needs some old rows, KL on old rows those and the old model, L2-SP the old weights alone. A lower rate needs nothing but
+#    time and helps in part. An adapter is no leash by itself.
 # 4. A refusal rate without benign twins is half a measurement.
 # 5. Weights are not undone. Keep the checkpoint, and forty sentinel asks that run at every one.
 #
