@@ -19,7 +19,8 @@
 # - run several adapters on one base: swap, switch off, route row by row, add up, pack the base to four bits.
 #
 # **Needs** the SFT checkpoint (from the store, or built first in about 5 minutes of one CPU core). **Makes** two adapters
-# and a portfolio folder that is thrown away. From a warm store about a minute of one CPU core and 0.8 GB of memory.
+# and a portfolio folder that is thrown away. From a warm store about 80 seconds of one CPU core and 0.8 GB of memory; the
+# first time a minute more, for four runs of fine-tuning.
 
 # %% tags=["parameters"]
 profile = "laptop"
@@ -36,18 +37,20 @@ lab = start("10", profile, seed, device)
 # ## The claim
 #
 # "LoRA learns less and forgets less" (Biderman et al. 2024) was measured on 7B models. Here it is tried on ours, at
-# equal *skill*, not at equal steps: whoever has learnt nothing has forgotten nothing.
+# equal *skill*, not at equal steps: whoever has learnt nothing has forgotten nothing. And each method at its *gentlest
+# rate that gets there*: whoever runs at a rate for speed measures the rate.
 
 # %%
-from lifecycle_lib.lab.claims import ClaimCard
+from lifecycle_lib.core.stats import Effect, paired_effect
+from lifecycle_lib.lab.claims import ClaimCard, recorded, show_evidence
 
 # %%
 card = ClaimCard(
-    claim="at equal skill on a new task, LoRA of rank 8 costs the old task less than full tuning",
-    direction="up", smallest=0.1, unit="nats",
-    falsifier="the old answers' loss, averaged over two tasks, is spared by less than 0.1 nats a token",
-    scope="0.69M parameters, two new tasks, AdamW, no replay, 5 seeds",
-    not_measured="large models, replay, other optimisers, more than two tasks")
+    claim="at equal skill on a new task, each at its gentlest rate, LoRA of rank 8 forgets less than full tuning",
+    direction="up", smallest=0.05, unit="share",
+    falsifier="of the old exact answers, averaged over two tasks, it keeps less than 5 points more",
+    scope="0.69M parameters, two new tasks, AdamW at a constant rate, alpha / rank = 2, no replay, 5 seeds",
+    not_measured="large models, replay, other optimisers, long training, more than two tasks")
 card.show()
 
 # %% [markdown]
@@ -73,10 +76,10 @@ print("output:", out.item(), "| merged W:", (W + delta).tolist(), "| merged outp
 # - **note**: a new shop wants a clerk's note in words, not JSON. The base once read such notes; SFT buried them.
 # - **facts**: 120 random numbers, one for an item, a reason and a policy id. Nothing in the prompt helps.
 #
-# How many nats of loss on the *old* answers does LoRA spare at equal skill, and how sure are you that it spares 0.1?
+# At equal skill, how many points more of the *old* answers does LoRA keep exact, and how sure are you that it is 5?
 
 # %%
-guess, confidence = 0.5, 0.7  # the literature's direction
+guess, confidence = 0.1, 0.7  # the literature's direction
 card.predict(guess, confidence)
 
 # %% [markdown]
@@ -141,7 +144,7 @@ for name, zeros in {"B zero": (False, True), "both zero": (True, True), "both ra
 # ## The judge: peft, on your own checkpoint
 #
 # The SFT model, wrapped by the cell above, by the library and by peft, with the same A and a B that is not zero. Equal
-# logits and equal gradients, to 1e-5?
+# logits and equal gradients, to 1e-5 of the largest?
 
 # %%
 import logging
@@ -179,10 +182,12 @@ for y in logits:
     y.log_softmax(-1)[..., 7].mean().backward()
 
 # %%
-apart = max((a - b).abs().max().item() for p, own in adapter.items() for a, b in (
+pairs = [(a, b) for p, own in adapter.items() for a, b in (
     (own.a.grad, layers[p].A.grad), (own.b.grad, layers[p].B.grad),
-    (own.a.grad, twins[p].lora_A["default"].weight.grad), (own.b.grad, twins[p].lora_B["default"].weight.grad)))
-assert all((y - logits[0]).abs().max() < 1e-4 for y in logits) and apart < 1e-5
+    (own.a.grad, twins[p].lora_A["default"].weight.grad), (own.b.grad, twins[p].lora_B["default"].weight.grad))]
+largest = max(a.abs().max().item() for a, _ in pairs)
+assert all((y - logits[0]).abs().max() < 1e-5 * logits[0].abs().max() for y in logits)
+assert max((a - b).abs().max().item() for a, b in pairs) < 1e-5 * largest
 print(f"{len(adapter)} layers: cell, library and peft agree in logits and in every gradient of A and B")
 
 # %%
@@ -195,15 +200,18 @@ _ = lora.detach(ours)
 # %% [markdown]
 # ## Train: one seed, live
 #
-# The same step budget for full tuning and LoRA of rank 8, on both tasks. Each arm has its own learning rate, picked on a
-# pilot seed by one rule for all (the study's docstring has it). What does each learn, and what does it do to the old
-# answers?
+# Full tuning and LoRA of rank 8 on both tasks, the same steps, at a constant rate, so that a checkpoint on the way is
+# what a shorter run would have ended with. The rate of each comes from a pilot seed by one rule: of rates half a decade
+# apart, the one with the least loss added to the old answers at equal skill, among those that get there in two thirds
+# of the steps.
 
 # %%
-from lifecycle_lib.lab.studies.adapters import RATES, TARGETS, TASKS, tuned
+from lifecycle_lib.lab.studies.adapters import FAST, RATES, TARGETS, TASKS, tuned
+
+print({task: {arm: RATES[task][arm] for arm in FAST} for task in TASKS}, "and FAST: ten times that")
 
 # %%
-live = {(task, arm): tuned(lab, task, arm).card["measured"] for task in TASKS for arm in ("full", "lora-8")}
+live = {(task, arm): tuned(lab, task, arm).card["measured"] for task in TASKS for arm in FAST}
 for (task, arm), found in live.items():
     first, last = found["curve"][0], found["curve"][-1]
     print(f"{task:6} {arm:7} new skill {100 * first['new']:3.0f} -> {100 * last['new']:3.0f} %   old answers: exact "
@@ -223,33 +231,40 @@ def finish(fig, facts, not_measured):
     plt.show()
 
 # %%
+per_seed = recorded("peft_ranks")["per_seed"]
+
+
+def walk(row, label, task, key):
+    """A recorded curve of one seed: the numbers at its checkpoints, in order."""
+    steps = range(0, TASKS[task].steps + 1, TASKS[task].every)
+    return [row[f"{task}.{label}.{key}@{step}"] for step in steps]
+
+# %%
 style()
-fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.6), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), sharey=True)
 for ax, task in zip(axes, TASKS):
-    for arm, (colour, marker, line, _) in zip(("full", "lora-8"), SERIES):
-        curve = live[task, arm]["curve"]
-        ax.plot([100 * c["new"] for c in curve], [c["old_nats"] - curve[0]["old_nats"] for c in curve], color=colour,
-                marker=marker, linestyle=line, label=arm)
+    for label, (colour, marker, line, _) in zip((*FAST, *(f"{arm} fast" for arm in FAST)), SERIES):
+        new, lost = (walk(per_seed[0], label, task, k) for k in ("new", "lost"))
+        ax.plot([100 * n for n in new], lost, color=colour, marker=marker, markersize=4, linestyle=line, label=label)
     ax.axvline(100 * TARGETS[task], color="#808080", linestyle=":", linewidth=1.2)
     ax.set(title=task, xlabel="new answers that are exact (%)")
 axes[0].set_ylabel("loss added to old answers\n(nats a token)")
-axes[0].legend()
-finish(fig, f"n = 1 seed, {len(curve)} checkpoints a line, from the left; dotted: equal skill for the comparison below.",
-       "other seeds (the recorded runs below)")
+axes[1].legend()
+finish(fig, "n = 1 recorded seed; a marker is a checkpoint, from the left; dotted: equal skill.", "other seeds (below)")
 
 # %%
-from lifecycle_lib.lab.studies.adapters_design import at_skill
+from lifecycle_lib.lab.studies.adapters_design import at_skill, lost
 
 for (task, arm), found in live.items():
-    first = at_skill(found["curve"], TARGETS[task])
-    print(f"{task:6} {arm:7} {'reaches' if first['reached'] else 'never reaches'} {100 * TARGETS[task]:.0f} %, at step "
-          f"{first['step']:3}: old answers have lost {first['old_nats'] - found['curve'][0]['old_nats']:.2f} nats")
+    at = at_skill(lost(found["curve"]), TARGETS[task])
+    print(f"{task:6} {arm:7} {'reaches' if at['reached'] else 'never reaches'} {100 * TARGETS[task]:.0f} %, at step "
+          f"{at['step']:3.0f}: old answers exact {100 * at['old']:2.0f} %, {at['lost']:.2f} nats added")
 
 # %% [markdown]
-# Read the figure from left to right: each marker is a checkpoint, and lower is gentler at the same skill. LoRA's loss
-# leaps in its first steps, before anything is learnt. The old skill is not nudged, it is overwritten; no old row was in
-# the batches. That is the forgetting of notebook 09, and an adapter does not prevent it *while it is worn*. Taken off, it
-# has changed nothing:
+# Each marker is a checkpoint; lower is gentler at the same skill. Ten times the rate lies far above: a fast LoRA
+# overwrites the old answers in its first steps, before anything is learnt. (The first version of this experiment ran
+# there, at rates picked for the new skill alone, and blamed LoRA for all of it.) No old row was in the batches, and an
+# adapter does not prevent forgetting *while it is worn*. Taken off, it has changed nothing:
 
 # %%
 from lifecycle_lib.model.checkpoint import weights_hash
@@ -269,117 +284,175 @@ print(f"worn: logits move by up to {(worn - plain).abs().max():.0f}; off: bit fo
 # %% [markdown]
 # ## What five seeds say
 #
-# Recorded: five seeds, nine arms and two tasks; new skill after the same steps. Five ranks of LoRA, two lengths of prefix
-# (a section of its own below), and gates: IA3, one learned factor a key, value and MLP channel.
+# Recorded: five seeds, seven arms and two tasks. Four ranks of LoRA at the rate of rank 8, a prefix of 16 (a section of
+# its own below), and gates: IA3, one learned factor a key, value and MLP channel. Prefix and gates run at a rate picked
+# for the new skill alone, so read their skill, not their forgetting. First: what the same steps buy.
 
 # %%
-from lifecycle_lib.core.stats import paired_effect
-from lifecycle_lib.lab.claims import recorded, show_evidence
-from lifecycle_lib.lab.studies.adapters import ARMS
+from lifecycle_lib.lab.studies.adapters import ARMS, Task, new_rows, score, train, wear
+
+rows = {t: new_rows(tok, t, seed) for t in TASKS}
+
+
+def over_seeds(key, minus=None, there=()):
+    """Mean with its interval over the seeds where all of `there` are 1, of one number or of a paired difference."""
+    rows = [r for r in per_seed if all(r[k] for k in there)]
+    return paired_effect([r[key] for r in rows], [r[minus] if minus else 0.0 for r in rows])
+
+
+def bars(es):
+    """Intervals of shares as error bars in percent, cut at 0 and 100: a share has no other values."""
+    return [[100 * (e.estimate - max(0, e.low)) for e in es], [100 * (min(1, e.high) - e.estimate) for e in es]]
 
 # %%
-per_seed = recorded("peft_ranks")["per_seed"]
-
-
-def over_seeds(key, minus=None):
-    """Mean over seeds with its interval, of one number or of a paired difference."""
-    return paired_effect([r[key] for r in per_seed], [r[minus] if minus else 0.0 for r in per_seed])
-
-# %%
-fig, axes = plt.subplots(1, 2, figsize=(9.4, 4.0), sharey=True)
-for ax, (key, scale, label) in zip(axes, (("new", 100, "new answers that are exact (%)"),
-                                          ("lost", 1, "loss added to old answers (nats a token)"))):
+fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), sharey=True)
+for ax, (key, label) in zip(axes, (("new", "new answers that are exact (%)"), ("old", "old answers that are exact (%)"))):
     for shift, task, (colour, marker, _, _) in zip((-0.12, 0.12), TASKS, SERIES):
         es = [over_seeds(f"{task}.{arm}.{key}") for arm in ARMS]
-        ax.errorbar([scale * e.estimate for e in es], [i + shift for i in range(len(ARMS))],
-                    xerr=[[scale * (e.estimate - e.low) for e in es], [scale * (e.high - e.estimate) for e in es]],
-                    color=colour, marker=marker, linestyle="none", label=task)
+        ax.errorbar([100 * e.estimate for e in es], [i + shift for i in range(len(ARMS))], xerr=bars(es), color=colour,
+                    marker=marker, linestyle="none", label=task)
     ax.set_xlabel(label)
 axes[0].set_yticks(range(len(ARMS)), ARMS)
 axes[0].invert_yaxis()
 axes[1].legend()
-finish(fig, f"n = {len(per_seed)} seeds; bars: 95 % t intervals over seeds; after equal steps.", "longer training")
+finish(fig, f"n = {len(per_seed)} seeds; bars: 95 % t intervals over seeds, cut at 0 and 100; after equal steps.",
+       "longer training, the best rate of each rank")
 
 # %%
-print(f"{'':10}" + "".join(f"{t + ': new skill':>26}{'old loss added':>24}" for t in TASKS))
-for arm in ARMS:
-    line = f"{arm:10}"
-    for task in TASKS:
-        new, lost = over_seeds(f"{task}.{arm}.new"), over_seeds(f"{task}.{arm}.lost")
-        line += f"{100 * new.estimate:10.0f} % [{100 * new.low:3.0f}, {100 * new.high:3.0f}]"
-        line += f"{lost.estimate:12.2f} [{lost.low:.2f}, {lost.high:.2f}]"
-    print(line)
+def steps_to_skill(task, arm):
+    """Mean steps to equal skill, over the seeds that got there, and how many did."""
+    steps = [r[f"{task}.{arm}.at.step"] for r in per_seed if r[f"{task}.{arm}.at.reached"]]
+    return f"{sum(steps) / len(steps):6.0f} ({len(steps)} of {len(per_seed)})" if steps else f"  never (0 of {len(per_seed)})"
 
-# %% [markdown]
-# Does rank pay, and does it pay more for facts, as the textbooks have it? And how does the better prefix do?
+
+# %%
+print(f"{'':10}" + "".join(f"{t + ': new skill':>18}{'steps to 30 %':>18}" for t in TASKS))
+for arm in ARMS:
+    print(f"{arm:10}" + "".join(f"{100 * over_seeds(f'{t}.{arm}.new').estimate:16.0f} %{steps_to_skill(t, arm):>18}"
+                                for t in TASKS))
 
 # %%
 show_evidence("peft_ranks", ["rank pays more on facts than on note: (16 - 1) - (16 - 1)",
                              "note: new skill, lora-16 - lora-1", "facts: new skill, lora-16 - lora-1",
-                             "note: new skill, better prefix - lora-8", "facts: new skill, better prefix - lora-8"],
+                             "note: new skill, prefix-16 - lora-8", "facts: new skill, prefix-16 - lora-8"],
               claim=False)
 
 # %% [markdown]
-# Rank pays on both tasks. That it pays *more* for facts is not shown: the first interval holds the textbook's sentence
-# and its opposite. On facts the best learning rate falls with the rank (rank 16 ran at a lower one): a single rate would
-# have measured the rate. Prefixes fail on facts for sure; on form the interval reaches zero. Gates, the smallest arm,
-# learn facts and not form.
+# Rank pays on both tasks; on facts a little more, by an interval that hardly clears zero. The prefix learns less than
+# rank 8 on both; gates, the smallest arm, learn the facts and hardly the form. But these are equal, short, unfinished
+# runs at one rate. Can rank 1 not *hold* the facts, or has it not *finished*?
+
+# %%
+slow = wear(lab.load(sft).cpu(), "lora-1", seed, tok)
+longer, _, _ = train(slow, rows["facts"][0], Task(steps=480, batch=60, every=160), 3 * RATES["facts"]["lora-1"], seed,
+                     lambda: {"new": score(slow, rows["facts"][1])[0]})
+print("rank 1, three times the rate, twice the steps:", ", ".join(f"{c['step']}: {100 * c['new']:.0f} %" for c in longer))
+
+# %% [markdown]
+# It had not finished. At a common rate a higher rank takes longer steps, so a sweep like the one above measures *speed*,
+# not room. "LoRA Without Regret" (Schulman, 2025) says so of large models: on small data LoRA equals full tuning if it
+# sits on every layer, and wants about ten times full's rate, at any rank. The pilot's rule found that tenfold by itself.
+# (rsLoRA and DoRA tie size to rank differently; not tried.)
 #
 # ## How many directions did full tuning use?
 #
-# What share of the squared size of full tuning's own change could a change of rank r hold (singular values)?
+# What share of the squared size of a change could a change of rank r hold (singular values)? Full tuning's own, LoRA's,
+# and a null: random numbers in matrices of the same shapes.
 
 # %%
+def energy(deltas):
+    """Share of the squared size in the first 1, 4, 8, 16 directions."""
+    squares = [torch.linalg.svdvals(d.detach()).square() for d in deltas]
+    return [sum(s[:r].sum() for s in squares).item() / sum(s.sum() for s in squares).item() for r in (1, 4, 8, 16)]
+
+
+# %%
+g = torch.Generator().manual_seed(seed)
+null = energy([torch.randn(own.base.weight.shape, generator=g) for own in note.values()])
+print("rank                  1    4    8   16")
+print("random          ", *(f"{100 * e:3.0f} %" for e in null))
 for task in TASKS:
-    shares = [over_seeds(f"{task}.full.energy_{r}") for r in (1, 2, 4, 8, 16)]
-    print(f"{task:6} rank 1, 2, 4, 8, 16 holds", ", ".join(f"{100 * e.estimate:.0f}" for e in shares), "% of the change")
-for arm in ("full", "lora-1", "lora-8", "lora-16"):
-    print(f"{arm:8} moved the matrices by", ", ".join(
-        f"{100 * over_seeds(f'{t}.{arm}.moved').estimate:.0f} % ({t})" for t in TASKS), "of their size")
+    for arm in ("full", "lora-8"):
+        es = [over_seeds(f"{task}.{arm}.energy_{r}").estimate for r in (1, 4, 8, 16)]
+        print(f"{task:6} {arm:8} ", *(f"{100 * e:3.0f} %" for e in es))
+
+# %%
+spread = paired_effect(*([r[f"{t}.full.energy_8"] for r in per_seed] for t in ("note", "facts")))
+print(f"full, 8 directions, note - facts: {100 * spread.estimate:+.0f} points "
+      f"[{100 * spread.low:+.0f}, {100 * spread.high:+.0f}]")
+for task in TASKS:
+    print(f"{task:6} moved, of the matrices' size: " + ", ".join(
+        f"{arm} {100 * over_seeds(f'{task}.{arm}.moved').estimate:.0f} %" for arm in ARMS[:5]))
+show_evidence("peft_ranks", [f"{t}: intruder directions, lora-8 - full" for t in TASKS], claim=False)
 
 # %% [markdown]
-# Full tuning's change is spread over more than eight directions, for form at least as much as for facts. And look at the
-# last lines: to learn less, LoRA moved the matrices several times as far. Keep that in mind.
+# Against the null, full tuning's change is concentrated, for form more than for facts: that is what low rank rests on
+# (LoRA's own 100 % is by construction). Two warnings. LoRA of rank 8 moved the matrices about four times as far, most of
+# it in *one* direction. And of the ten strongest directions of a tuned matrix 13 points more are new ones than after full
+# tuning. Shuttleworth et al. (2024) call them intruders and tie them to forgetting. Keep that in mind.
 #
 # ## The verdict, at equal skill
 #
-# At the first checkpoint that reaches the target: how much loss have the old answers gained, and what does LoRA spare?
+# Where each curve crosses 30 % new skill, interpolated between two checkpoints; seeds in which an arm never got there
+# cannot be compared and drop out.
 
 # %%
-show_evidence("peft_ranks", ["old answers' loss spared at equal skill, full - lora-8",
-                             "the same on note", "the same on facts",
-                             "the same with both rates a notch lower"])
-
-# %%
-spared = over_seeds("both.full.lost", "both.lora-8.lost")
+first = recorded("peft_ranks")["effects"][0]
+spared = Effect(first["estimate"], first["low"], first["high"], first["n"])
 _ = card.settle(spared)
 
 # %%
-for task in TASKS:
-    for arm in ("full", "lora-8", "full gentle", "lora-8 gentle"):
-        lost, reached = over_seeds(f"{task}.{arm}.at.lost"), sum(r[f"{task}.{arm}.at.reached"] for r in per_seed)
-        print(f"{task:6} {arm:14} reached by {reached:.0f} of {len(per_seed)} seeds, old loss added "
-              f"{lost.estimate:.2f} [{lost.low:.2f}, {lost.high:.2f}]")
+show_evidence("peft_ranks", [e for t in TASKS for e in (f"{t}: old exact kept, lora-8 - full",
+                                                        f"{t}: old loss spared, full - lora-8",
+                                                        f"{t}: steps to equal skill, lora-8 - full")]
+              + ["old exact answers once their form is given, lora-8 - full"], claim=False)
 
 # %% [markdown]
-# Refuted, with the sign reversed: the old answers pay *more* for LoRA, on both tasks, and still with both rates a notch
-# lower (where LoRA no longer reaches the target in every seed, which flatters it). Is the size of the change the reason?
-# A hint, not a proof: rank the eight arms of a task by how far they moved and by what the old answers lost.
+# Loss alone would hide what happened: it counts how *confidently* wrong an answer is. So here is everything at equal
+# skill: exact old answers; exact once their first two tokens are given (who lost the skill, and who only speaks the new
+# form?); loss; and how far the matrices moved.
 
 # %%
-from scipy.stats import spearmanr
-
-moving = ["full", "full gentle", "lora-8 gentle", *(f"lora-{r}" for r in (1, 2, 4, 8, 16))]
+print(f"{'at equal skill':22}{'seeds':>6}{'step':>6}{'old exact':>11}{'form given':>12}{'nats added':>12}{'moved':>8}")
 for task in TASKS:
-    rho = [spearmanr(*([row[f"{task}.{a}.{k}"] for a in moving] for k in ("moved", "lost")))[0] for row in per_seed]
-    e = paired_effect(rho, [0.0] * len(rho))
-    print(f"{task:6} rank correlation of change and loss over {len(moving)} arms: {e.estimate:.2f} "
-          f"[{e.low:.2f}, {min(1, e.high):.2f}], {len(rho)} seeds")
+    for arm in (*FAST, *(f"{arm} fast" for arm in FAST)):
+        rows_ = [r for r in per_seed if r[f"{task}.{arm}.at.reached"]]
+        step, old, opened, nats, moved = (sum(r[f"{task}.{arm}.at.{k}"] for r in rows_) / max(1, len(rows_))
+                                          for k in ("step", "old", "opened", "lost", "moved"))
+        print(f"{task:6} {arm:15}{len(rows_):6}{step:6.0f}{100 * old:9.0f} %{100 * opened:10.0f} %{nats:12.2f}"
+              f"{100 * moved:6.0f} %")
+
+# %%
+show_evidence("peft_ranks", [f"{t}: old loss spared by a tenth of the rate, {arm}" for t in TASKS for arm in FAST],
+              claim=False)
 
 # %% [markdown]
-# What this does not show: that LoRA forgets more in general. Rates were picked for the new skill alone, alpha / rank was
-# fixed at 2, the model is tiny and there was no replay. What it does show: "the base is frozen" protects nothing while the
-# adapter is worn. Notebook 09 has the repairs.
+# Refuted, with the sign reversed: over the four seeds that can be compared (in the fifth, full tuning ended just short on
+# the note) LoRA keeps 41 points *fewer* old answers exact. On facts that is clear, at the same number of steps; on the
+# note the interval holds zero, and LoRA was there sooner, so a finer grid of rates might have spared more. Two things
+# that the loss hides: once the form is given, a difference is no longer shown, so part of the loss is not skill but which
+# question is being answered. And for LoRA a tenfold rate costs more than ten times what the choice of method does.
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), sharey=True)
+families = {"full": ("full", "full fast"), "LoRA": ("lora-1", "lora-4", "lora-8", "lora-16", "lora-8 fast")}
+for ax, task in zip(axes, TASKS):
+    for (family, arms), (colour, marker, _, _) in zip(families.items(), SERIES):
+        at = [{k: r[f"{task}.{a}.at.{k}"] for k in ("moved", "lost")} for a in arms for r in per_seed
+              if r[f"{task}.{a}.at.reached"]]
+        ax.scatter([100 * p["moved"] for p in at], [p["lost"] for p in at], color=colour, marker=marker, s=24, label=family)
+    ax.set(title=task, xscale="log", xlabel="change of the matrices, % of their size")
+    ax.set_yscale("symlog", linthresh=0.1)
+axes[0].set_ylabel("loss added to old answers\n(nats a token)")
+axes[1].legend()
+finish(fig, f"A point is one arm of one of {len(per_seed)} seeds at equal skill; arms that never got there are missing.",
+       "changes made equal in size on purpose")
+
+# %% [markdown]
+# In both families, whoever moved further forgot more, and at equal skill LoRA stands to the right: it reaches the skill
+# through few directions and must push them harder. But full tuning's fast runs moved less and forgot as much: size is
+# not the whole story, and nobody set it. Not shown: models ten thousand times as large (Biderman's), a smaller alpha,
+# lower rates with more steps, replay (notebook 09).
 #
 # ## What it costs
 #
@@ -387,19 +460,51 @@ for task in TASKS:
 # for the backward one does not: A's gradient needs the layer's input, as W's would. Bytes are measured, on one batch.
 
 # %%
-print(f"{'':10}{'trained':>10}{'grads + state':>16}{'kept for backward':>20}{'CPU a step, to full':>22}")
+print(f"{'MB':10}{'trained':>10}{'weights':>9}{'grads + state':>15}{'kept for backward':>19}{'in all':>8}{'to full':>9}")
+whole = None
 for arm in ARMS:
-    r = per_seed[0]
-    assert r[f"note.{arm}.held_bytes"] == 12 * r[f"note.{arm}.n_trained"]
-    clock = [s[f"note.{arm}.cpu_s_a_step"] / s["note.full.cpu_s_a_step"] for s in per_seed]
-    e = paired_effect(clock, [0.0] * len(clock))
-    print(f"{arm:10}{r[f'note.{arm}.n_trained']:10,}{r[f'note.{arm}.held_bytes'] / 1e6:13.2f} MB"
-          f"{r[f'note.{arm}.kept_bytes'] / 1e6:17.1f} MB{e.estimate:12.2f} [{e.low:.2f}, {e.high:.2f}]")
+    r = {k: per_seed[0][f"note.{arm}.{k}"] for k in ("n_trained", "held_bytes", "kept_bytes")}
+    assert r["held_bytes"] == 12 * r["n_trained"]
+    weights = 4 * (n_all + (0 if arm == "full" else r["n_trained"]))
+    whole = whole or weights + r["held_bytes"] + r["kept_bytes"]
+    total = weights + r["held_bytes"] + r["kept_bytes"]
+    print(f"{arm:10}{r['n_trained']:10,.0f}{weights / 1e6:9.2f}{r['held_bytes'] / 1e6:15.2f}{r['kept_bytes'] / 1e6:19.1f}"
+          f"{total / 1e6:8.1f}{total / whole:9.2f}")
 
 # %% [markdown]
-# The saving is real and it is in one column. On a large model that column is most of the memory; here, as in any long
-# context, the kept activations are, and they fall by a sixth at most with LoRA. Its steps are no faster. (Clocks were
-# taken while other work shared the two cores: read ratios.)
+# The saving is real and it is in one column. On a large model and a short batch that column is most of the memory; here,
+# as in any long context, the kept activations are, and the whole shrinks far less than the count of trained numbers.
+# Seconds: the two arms take turns on the same batches, so that a busy machine is busy for both.
+
+# %%
+import time
+
+from lifecycle_lib.lab.studies.small import batches_of
+from lifecycle_lib.train.logprobs import answer_loss
+
+
+# %%
+def clocked(model, optimizer, batch):
+    """CPU seconds of one training step."""
+    begun = time.process_time()
+    optimizer.zero_grad()
+    answer_loss(model, batch)[0].backward()
+    optimizer.step()
+    return time.process_time() - begun
+
+
+# %% tags=["nbval-ignore-output"]
+racers = {arm: wear(lab.load(sft).cpu(), arm, seed, tok) for arm in ("full", "lora-1", "lora-8", "lora-16")}
+optimizers = {arm: torch.optim.AdamW([p for p in m.parameters() if p.requires_grad]) for arm, m in racers.items()}
+feed = batches_of(rows["note"][0], 16, seed)
+taken = [{arm: clocked(m, optimizers[arm], feed(step)) for arm, m in racers.items()} for step in range(22)][2:]
+for arm in racers:
+    e = paired_effect([t[arm] / t["full"] for t in taken], [0.0] * len(taken))
+    print(f"{arm:8} CPU seconds a step, to full: {e.estimate:.2f} [{e.low:.2f}, {e.high:.2f}], {len(taken)} steps")
+
+# %% [markdown]
+# No method here is twice as fast as another: the frozen weights still carry the forward pass and the gradient to the
+# inputs. What LoRA skips, W's own gradient and update, it spends on two more products a layer.
 #
 # ## Other places to put few numbers
 #
@@ -407,21 +512,24 @@ for arm in ARMS:
 # nonlinearity cannot be folded into W: it is never merged. Count its numbers, train it, take it out.
 
 # %%
-from lifecycle_lib.lab.studies.adapters import Task, new_rows, train, wear
+from lifecycle_lib.lab.studies.adapters import old_rows
 from lifecycle_lib.model.inserted import remove
 
 # %%
-rows = {t: new_rows(tok, t, seed) for t in TASKS}
+old = old_rows(tok, seed)
 housed = wear(lab.load(sft).cpu(), "bottleneck-8", seed, tok)
 n_bottleneck = sum(p.numel() for p in housed.parameters() if p.requires_grad)
 assert n_bottleneck == base.cfg.n_layer * 2 * (2 * 8 * base.cfg.n_embd)  # two a block, d x b down, b x d up
-train(housed, rows["note"][0], Task(steps=10, batch=16, every=10), 1e-2, seed, dict)
-moved = (housed(ids) - plain).abs().max().item()
+
+# %%
+train(housed, rows["note"][0], Task(steps=60, batch=16, every=60), 3e-3, seed, dict)
+print(f"{n_bottleneck:,} numbers, 60 steps at one untuned rate: {100 * score(housed, rows['note'][1])[0]:.0f} % of the "
+      f"notes, {100 * score(housed, old)[0]:.0f} % of the old answers exact")
 
 # %%
 remove(housed)
 assert weights_hash(housed) == hash_before
-print(f"{n_bottleneck:,} numbers, logits moved by {moved:.1f}; removed, the base's hash is what it was")
+print("removed: the base's hash is what it was")
 
 # %% [markdown]
 # **A prefix** (Li & Liang 2021) is learned keys and values in front of every layer: memories of tokens nobody wrote. They
@@ -443,8 +551,9 @@ assert (own(some) - llama(read)[:, 4:]).abs().max() < 1e-5
 print(f"a prefix of 4 tokens, {own.k.numel() + own.v.numel()} numbers: the same as having read the four tokens")
 
 # %% [markdown]
-# It moves attention, not weights: it can only mix in values from a few more places. Against peft's `PrefixTuning`, value
-# and gradient, for a prefix that nobody could have written:
+# It moves attention, not weights: it can only mix in values from a few more places. Li and Liang found training the keys
+# and values themselves unstable and put an MLP behind them; ours has none, so the table above is a lower bound for
+# prefixes. Against peft's `PrefixTuning`, value and gradient, for a prefix that nobody could have written:
 
 # %%
 from peft import PrefixTuningConfig
@@ -470,14 +579,27 @@ print(f"peft's prefix tuning: same logits, same gradient for all {weight.numel()
 # %% [markdown]
 # ## Merge, and the way back
 #
-# Merging adds `delta` into W: no extra work at serving. Unmerging subtracts it again. Where is the difference from the
-# base after both, in three precisions? In int8 every merge means rounding the sum to codes again.
+# Merging adds `delta` into W: no extra work at serving. Unmerging subtracts it again. How far from the base is what comes
+# back, in weights and in the desk's answers? In int8 every merge means rounding the sum to codes again.
 
 # %%
-def residual(dtype):
-    """After merge and unmerge: largest weight error in units of the mean |weight|, and share of weights changed."""
+from lifecycle_lib.model.portfolio import config_of
+
+cfg8 = config_of(note)
+
+
+def apart(before, after):
+    """Largest error in units of the mean |weight|, and the share of weights that are not what they were."""
+    off = torch.cat([(after[p] - w).float().flatten() for p, w in before.items()])
+    size = torch.cat([w.float().abs().flatten() for w in before.values()]).mean()
+    return (off.abs().max() / size).item(), (off != 0).float().mean().item()
+
+
+# %%
+def there_and_back(dtype):
+    """Merge and unmerge in this precision: how far apart, and exact old answers before and after."""
     model = lab.load(sft).cpu().to(dtype)
-    before = {p: model.get_submodule(p).weight.clone() for p in note}
+    before, first = {p: model.get_submodule(p).weight.clone() for p in note}, score(model, old)[0]
     again = lora.make_adapter(model, cfg8, seed)
     with torch.no_grad():
         for p, layer in again.items():
@@ -485,33 +607,39 @@ def residual(dtype):
     lora.attach(model, again)
     lora.unmerge(model, lora.merge(model))
     lora.detach(model)
-    off = torch.cat([(model.get_submodule(p).weight - w).float().flatten() for p, w in before.items()])
-    size = torch.cat([w.float().abs().flatten() for w in before.values()]).mean()
-    return (off.abs().max() / size).item(), (off != 0).float().mean().item()
+    return *apart(before, {p: model.get_submodule(p).weight for p in note}), first, score(model, old)[0]
 
 
 # %%
-from lifecycle_lib.model.portfolio import config_of
+def told(name, worst, changed, first, last):
+    print(f"{name:9} worst error {worst:.0e} of a mean weight, {100 * changed:3.0f} % of the weights changed; old answers "
+          f"exact {100 * first:.1f} % -> {100 * last:.1f} %")
 
-cfg8 = config_of(note)
+
 for dtype in (torch.float64, torch.float32, torch.bfloat16):
-    worst, changed = residual(dtype)
-    print(f"{str(dtype)[6:]:9} worst error {worst:.0e} of a mean weight, {100 * changed:3.0f} % of the weights changed")
+    told(str(dtype)[6:], *there_and_back(dtype))
 
 # %%
 from lifecycle_lib.model.quantise import dequantise_weight, quantise_model, quantise_weight
 
-# %%
 codes = lambda w: dequantise_weight(*quantise_weight(w, "int8"), "int8")  # noqa: E731
 w0 = {p: codes(base.get_submodule(p).weight) for p in note}  # the served int8 base, unpacked
 
 # %%
 with torch.no_grad():
     back = {p: codes(codes(w + note[p].delta()) - note[p].delta()) for p, w in w0.items()}
-size = torch.cat([w.abs().flatten() for w in w0.values()]).mean()
-worst = max((back[p] - w).abs().max().item() for p, w in w0.items()) / size
-changed = torch.cat([(back[p] != w).flatten() for p, w in w0.items()]).float().mean()
-print(f"int8      worst error {worst:.0e} of a mean weight, {100 * changed:3.0f} % of the weights changed")
+    ends = []
+    for weights in (w0, back):
+        served8 = lab.load(sft).cpu()
+        for p, w in weights.items():
+            served8.get_submodule(p).weight.copy_(w)
+        ends.append(score(served8, old)[0])
+told("int8", *apart(w0, back), *ends)
+
+# %% [markdown]
+# The weights do not come back: a hash fails in every row, and in int8 hardly one weight is what it was (its scale moved
+# too). The answers did come back here, last column. So "roll back by subtracting" is a claim that only a test can make;
+# keep the float base and the adapter's file, and rollback is a swap. A packed base cannot hold the sum at all:
 
 # %%
 packed = quantise_model(base, bits=4, group_size=32)
@@ -524,8 +652,6 @@ except ValueError as refusal:
     print("refused:", refusal)
 
 # %% [markdown]
-# Keep the float base and the adapter's file: then rollback is a swap, not arithmetic.
-#
 # ## One base, several adapters
 #
 # A portfolio holds adapters by name. `use` swaps, `use(None)` rolls back, `route` lets every row of one batch name its
@@ -575,25 +701,41 @@ print("peft's mixed batch gives the same logits, row by row")
 
 # %% [markdown]
 # **Who routes?** Traffic of three kinds: the desk's own cases, notes, facts. Four ways to serve it: everything to the
-# base; the true kind; a rule on the prompt's end (`<note>`, or no policy line); and a tenant table in which one shop in
-# ten is listed under the wrong adapter.
+# base; the true kind; a rule on the prompt's own text that knows what a note and what a fact look like, and sends
+# everything else to the base; and a tenant table in which one shop in ten is listed under the wrong adapter.
 
 # %%
+import re
+
 from lifecycle_lib.core.seeds import rng
-from lifecycle_lib.lab.studies.adapters import old_rows, score
+from lifecycle_lib.desk.world import ITEMS, POLICY_IDS, REASONS
 from lifecycle_lib.train.logprobs import Rows
 
 # %%
-kinds = {None: old_rows(tok, seed, 96)[0], "note": rows["note"][1], "facts": rows["facts"][1]}
+kinds = {None: old, "note": rows["note"][1], "facts": rows["facts"][1]}
 n_each = min(len(r.ids) for r in kinds.values())
 traffic = [(kind, i) for kind in kinds for i in range(n_each)]
 
 
 # %%
+FACT = re.compile(rf".*<user>({'|'.join(ITEMS)}) ({'|'.join(REASONS)}) ({'|'.join(POLICY_IDS)})<bot>")
+
+
+def rule(text):
+    """What a prompt's own text says; what it does not know goes to the base."""
+    return "note" if text.endswith("<note>") else "facts" if FACT.fullmatch(text) else None
+
+
+def careless(text):
+    """The same, with an adapter for the rest."""
+    return "note" if text.endswith("<note>") else None if "<policy>" in text else "facts"
+
+
+# %%
 def by_rule(kind, i):
-    """What the prompt's own text says."""
-    text = tok.decode(kinds[kind].ids[i][~kinds[kind].mask[i]].tolist())
-    return "note" if "<note>" in text else None if "<policy>" in text else "facts"
+    """The rule, on the prompt of a row: what is neither answer nor padding."""
+    asked = kinds[kind].ids[i][~kinds[kind].mask[i]].tolist()
+    return rule(tok.decode([t for t in asked if t != tok.special["<pad>"]]))
 
 # %%
 draw = rng(seed, "tenants")
@@ -628,8 +770,18 @@ for name, router in routers.items():
 
 # %% [markdown]
 # With the right router the portfolio keeps the old skill in full, whatever the adapters forget while they are worn: the
-# strongest case for adapters on this page is *isolation*. The price is that somebody must own the router. A rule fails
-# safest here: it reads what the answer depends on, and it sends what it does not know to the base.
+# strongest case for adapters on this page is *isolation*. The price is that somebody must own the router. The rule's 0 %
+# is cheap, though: it was written by someone who knew the three kinds. What about a stranger?
+
+# %%
+strangers = ["<bos><user>is anybody there<bot>", "<bos><order>A72052 chair 03d confirmed<user>thank you<bot>",
+             f"<bos><user>{ITEMS[0]} {REASONS[0]}<bot>"]
+for text in strangers:
+    print(f"{text:62} rule: {rule(text)!s:6} careless: {careless(text)}")
+
+# %% [markdown]
+# A router fails safest when each adapter must be *earned* by a positive match: the unknown lands where all the old tests
+# were run.
 
 # %%
 import tempfile
@@ -673,12 +825,15 @@ fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.4), sharey=True)
 for ax, how in zip(axes, ("cat", "linear")):
     for task, (colour, marker, line, _) in zip(TASKS, SERIES):
         es = [over_seeds(f"merge.{how}.{a:g}+{1 - a:g}.{task}") for a in ALPHAS]
-        ax.errorbar(ALPHAS, [100 * e.estimate for e in es], yerr=[[100 * (e.estimate - e.low) for e in es],
-                    [100 * (e.high - e.estimate) for e in es]], color=colour, marker=marker, linestyle=line, label=task)
+        ax.errorbar(ALPHAS, [100 * e.estimate for e in es], yerr=bars(es), color=colour, marker=marker, linestyle=line,
+                    label=task)
+        by_itself = [over_seeds(f"merge.alone.{w:g}.{task}").estimate for w in (ALPHAS if task == "note" else ALPHAS[::-1])]
+        ax.plot(ALPHAS, [100 * a for a in by_itself], color=colour, linestyle=":", linewidth=1.2, label=f"{task}, alone")
     ax.set(title=how, xlabel="weight of the note adapter (facts: the rest)")
 axes[0].set_ylabel("new answers that are exact (%)")
 axes[1].legend()
-finish(fig, f"n = {len(per_seed)} seeds; bars: 95 % t intervals over seeds.", "adapters trained to be merged, TIES, DARE")
+finish(fig, f"n = {len(per_seed)} seeds; bars: 95 % t intervals, cut at 0 and 100; dotted: that adapter alone.",
+       "adapters trained to be merged, TIES, DARE")
 
 # %%
 for how in ("cat", "linear"):
@@ -689,9 +844,10 @@ show_evidence("peft_ranks", ["two adapters added: weaker skill at the best alpha
                              "cosine of the two adapters' changes"], claim=False)
 
 # %% [markdown]
-# The two changes are orthogonal to within two percent, and yet no weight keeps both skills, whichever way they are added:
-# they meet in the activations, not in the weights. A cosine near zero predicts nothing; only a measurement decides whether
-# two adapters can be added. Here the answer is a router.
+# Read the dotted lines first. Alone at half its weight neither adapter has its skill any more: what the halves lose is
+# mostly *scale*. Interference shows at one and one: little is left of either, by the exact sum too. The cosine is that of
+# any two unrelated changes of this size; for this one pair it predicted nothing. No weight keeps both skills. Here the
+# answer is a router.
 #
 # **A stack cannot be unpicked.** Train facts *on top of* a merged note adapter, then take note away from under it: is
 # what is left the facts adapter?
@@ -728,7 +884,9 @@ print(f"note under facts: facts {100 * stacked['facts']:.0f} %, note {100 * stac
 
 # %%
 show_evidence("peft_ranks", ["note: new skill on int4, trained there - packed after",
-                             "facts: new skill on int4, trained there - packed after"], claim=False)
+                             "facts: new skill on int4, trained there - packed after",
+                             "note: new skill, int4 trained there - float",
+                             "facts: new skill, int4 trained there - float"], claim=False)
 for task in TASKS:
     print(f"{task:6} float base {100 * over_seeds(f'{task}.lora-8.new').estimate:.0f} %, packed after "
           f"{100 * over_seeds(f'{task}.packed_after.new').estimate:.0f} %, trained on int4 "
@@ -744,9 +902,9 @@ kept = {arm: per_seed[0][f"note.{arm}.kept_bytes"] / 1e6 for arm in ("lora-8", "
 print(f"kept for backward: {kept['lora-8']:.1f} MB on float, {kept['int4+lora-8']:.1f} MB on int4")
 
 # %% [markdown]
-# Trained where it will live, the adapter learns what it learns on float; packed under its feet, it loses about half. The
-# kept bytes go *up* on int4: each layer unpacks its weight in every forward pass, and the backward pass needs it again (a
-# real kernel unpacks twice instead).
+# On facts, packing the base under a finished adapter costs skill, and training on the packed base does not; on the note
+# nothing is shown either way. Hence: retest after packing. The kept bytes go *up* on int4: each layer unpacks its weight
+# in every forward pass, and the backward pass needs it again (a real kernel unpacks twice instead).
 #
 # ## What an adapter costs a token
 #
@@ -767,10 +925,8 @@ for label, n_copies in {"merged": 1, "one adapter, rank 8": 1, "sum of 2, rank 1
 _ = lora.merge(served_as["merged"])
 
 # %% tags=["nbval-ignore-output"]
-import time
-
 clock = {label: [] for label in served_as}
-for case in draw_cases(10, seed, "latency"):
+for case in draw_cases(20, seed, "latency"):
     for label, model in served_as.items():
         engine, begun = Engine(model, tok), time.process_time()
         engine.answer([case])
@@ -781,14 +937,17 @@ for label, times in clock.items():
           f"[{100 * e.low:+.0f}, {100 * e.high:+.0f}] over the base")
 
 # %% [markdown]
-# Two extra matrix products a layer cost calls more than arithmetic at this size, so rank hardly shows. Merged costs
-# nothing. Isolation or speed: that is the trade.
+# Merged, the same matrices hold other numbers: whatever its line shows is this clock's noise, so hold the others against
+# that. Worn, two small products a layer cost calls more than arithmetic at this size. Isolation or speed: that is the
+# trade.
 #
 # ## The quiet-hour p99
 #
-# An adapter that nobody asks for is dropped from memory after `timeout`; the next request waits for the reload. Requests
-# come at random (Poisson), few at night. In which hours is the *slowest one in a hundred* a reload?
+# A story in a simulation: an adapter that nobody asks for is dropped after `timeout`, and the next request waits for the
+# reload. Requests come at random (Poisson) at rates made up here, few at night. In which hours is the slowest one in a
+# hundred a reload?
 
+# %%
 # %%
 RATE = np.array([3, 2, 1, 1, 2, 4, 12, 40, 90, 120, 140, 150, 140, 130, 130, 120, 110, 90, 60, 40, 25, 15, 8, 5])  # an hour
 TIMEOUT_S, LOAD_MS, BUSY_MS = 900.0, 2500.0, 40.0
@@ -813,18 +972,14 @@ for h in (3, 6, 7, 8, 11, 21):
 
 # %% [markdown]
 # A gap longer than the timeout has probability exp(-rate x timeout): p99 jumps where that passes 1 %, at about 18
-# requests an hour here. (06:00 is colder than its own rate says: its first gap began in a quieter hour.) Two ledgers:
-
-# %%
-billed_s, felt_s = len(arrivals) * BUSY_MS / 1000, latency_ms.sum() / 1000
-print(f"vendor bills {billed_s:,.0f} s of active time; users waited {felt_s:,.0f} s; the dashboard's p50 is "
-      f"{np.median(latency_ms):.0f} ms all day")
-
-# %% [markdown]
+# requests an hour here. (06:00 is colder than its own rate says: its first gap began in a quieter hour.) The vendor bills
+# active time and shows a p50: neither sees it.
+#
 # ## An adapter gate
 #
-# The note adapter does its job. May it replace the desk's model? The release gate looks at the desk's frozen cases, where
-# accuracy on notes says nothing.
+# Each adapter does its job. May it replace the desk's model for everybody? The release gate looks at the desk's frozen
+# cases, where accuracy on notes says nothing. (Limits on JSON and invented labels are set where this SFT base itself
+# passes with so few cases; what is left to decide is the drop in exact answers and the slices.)
 
 # %%
 from lifecycle_lib.judge.evals import evaluate, frozen_cases
@@ -844,18 +999,20 @@ def report(name, model):
 
 # %%
 before = report("base", base)
-lora.attach(base, note)
-after = report("note worn", base)
-lora.detach(base)
+after = {"switched off": report("off", base)}
+for name, own in (("note worn", note), ("facts worn", fact)):
+    lora.attach(base, own)
+    after[name] = report(name, base)
+    _ = lora.detach(base)
 
 # %%
-for name, r in (("note adapter worn", after), ("switched off", report("off", base))):
-    verdict = decide(r, before, limits)
-    print(f"{name:18} desk exact {100 * r['exact_pass']:3.0f} % (base {100 * before['exact_pass']:.0f} %): {verdict}")
+for name, r in after.items():
+    print(f"{name:13} desk exact {100 * r['exact_pass']:3.0f} % (base {100 * before['exact_pass']:.0f} %): "
+          f"{decide(r, before, limits)}")
 
 # %% [markdown]
-# Worn by everybody it is blocked; behind a router it never meets these cases. (The limits on claims and JSON are loosened
-# here so that the SFT base itself would pass.) What must be rerun when something changes?
+# Worn by everybody it is blocked, however well it does its own task; behind a router it never meets these cases.
+# What must be rerun when something changes?
 #
 # | change | bytes that move | rerun | roll back |
 # |---|---|---|---|
@@ -941,11 +1098,12 @@ print(f"half + half, 'linear': {(twice.norm() / note[path].delta().norm()).item(
 # | loss flat from step 1 | A and B both zero | their gradients |
 # | worn right, merged wrong | alpha / rank forgotten or applied twice | merged against worn logits |
 # | fine in float, poor in int4 | adapter never met the packed base | the base's hash |
-# | sum of two adapters has neither skill | "linear" cross terms, interference | "cat", the alpha curve |
+# | sum of two adapters has neither skill | scale, interference | each alone at its weight |
 # | old skill gone "although it is only an adapter" | it is worn on old traffic | the router |
 # | p99 high at night only | reload after the keep-warm timeout | gap between requests |
+# | forgets ten times more | a rate for speed | old answers at equal skill |
 #
-# With a strange adapter in hand, look first at where it pushes, relative to the weights it sits on:
+# Where does a strange adapter push, relative to its weights?
 
 # %%
 push = {p: (own.delta().norm() / own.base.weight.norm()).item() for p, own in note.items()}
@@ -958,14 +1116,12 @@ for p in sorted(push, key=push.get)[:-4:-1]:
 #
 # ## What you use at work
 #
-# peft on the same checkpoint: same start, same batches, same optimiser, five steps. The same losses? Then
-# `save_pretrained`, and the file on a fresh base: the same logits?
+# peft on the same checkpoint: same start, same batches, same optimiser. Logits and gradients agreed at one point above;
+# do the runs stay together? Five steps, then losses, weights and logits. Then `save_pretrained`, and the file on a fresh
+# base: the same logits?
 
 # %%
 from peft import PeftModel
-
-from lifecycle_lib.lab.studies.small import batches_of
-from lifecycle_lib.train.logprobs import answer_loss
 
 # %%
 feed = batches_of(rows["note"][0], 16, seed)
@@ -974,15 +1130,15 @@ lora.attach(ours, adapter := lora.make_adapter(ours, cfg8, seed))
 theirs = get_peft_model(to_hf(lab.load(sft).cpu()), LoraConfig(r=8, lora_alpha=16, target_modules=list(cfg8.targets)))
 
 # %%
+twins = {p: next(m for n, m in theirs.named_modules() if n.endswith(p) and hasattr(m, "lora_A")) for p in adapter}
 with torch.no_grad():
     for path, layer in adapter.items():
-        twin = next(m for n, m in theirs.named_modules() if n.endswith(path) and hasattr(m, "lora_A"))
-        twin.lora_A["default"].weight.copy_(layer.a)
+        twins[path].lora_A["default"].weight.copy_(layer.a)
 
 # %%
 def five_steps(params, loss_of):
-    """AdamW at 1e-2 on five batches; the losses."""
-    optimizer, losses = torch.optim.AdamW([p for p in params if p.requires_grad], lr=1e-2, weight_decay=0.0), []
+    """AdamW at 1e-3 on five batches; the losses."""
+    optimizer, losses = torch.optim.AdamW([p for p in params if p.requires_grad], lr=1e-3, weight_decay=0.0), []
     for step in range(5):
         loss = loss_of(feed(step))
         optimizer.zero_grad()
@@ -1000,9 +1156,15 @@ def hf_loss(r):
 
 # %%
 a, b = five_steps(ours.parameters(), lambda r: answer_loss(ours, r)[0]), five_steps(theirs.parameters(), hf_loss)
-gap = max(abs(x - y) for x, y in zip(a, b))
-assert gap < 1e-3
-print(f"five losses from peft and five of ours agree within 1e-3; they fell: {a[-1] < a[0]}")
+assert max(abs(x - y) for x, y in zip(a, b)) < 1e-4
+trained = [(u, v) for p, own in adapter.items() for u, v in ((own.a, twins[p].lora_A["default"].weight),
+                                                             (own.b, twins[p].lora_B["default"].weight))]
+with torch.no_grad():
+    off = max(((u - v).norm() / v.norm()).item() for u, v in trained)
+    logit = (ours(ids) - theirs(input_ids=ids).logits).abs().max() / ours(ids).abs().max()
+assert off < 1e-2 and logit < 1e-3
+print(f"five steps of peft and of ours: losses within 1e-4, every A and B within 1 %, logits within 0.1 % of the largest; "
+      f"they fell: {a[-1] < a[0]}")
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -1015,9 +1177,33 @@ assert same < 1e-4
 print(files, "on a fresh base: the same logits")
 
 # %% [markdown]
-# peft's folder names its base by *path*, and loads onto any base of the same shape without a word. Ours carries the
-# base's hash. At work, write the hash into the adapter's card and check it yourself.
+# (Not bit for bit: AdamW divides by the size of the gradient, so where one is nearly zero, rounding decides the first
+# step.) peft's folder names its base by *path*, and loads onto any base of the same shape without a word. Ours carries
+# the base's hash. At work, write the hash into the adapter's card and check it yourself.
+
+# %% [markdown]
+# ## The clinic
 #
+# An adapter passed its gate, was merged for speed, and came back.
+
+# %%
+from lifecycle_lib.lab import clinic
+
+clinic.show(13)
+
+# %%
+case_book = {}
+print(clinic.order_test(13, "largest difference of a logit", case_book))
+print("healthy twin:", clinic.order_test(13, clinic.TWIN, case_book))
+
+# %%
+assert clinic.show_verdict(13, "merge_without_scale", case_book)
+
+# %% [markdown]
+# Scores would have found it a day later. Logits before and after the merge find it at once. The rest of the ward:
+# `lifecycle clinic`.
+
+# %% [markdown]
 # ## Exercises
 #
 # **1. How many numbers? (★, 5 minutes).** `lora_numbers(shapes, rank)`: trained numbers for LoRA on matrices of these
@@ -1071,22 +1257,28 @@ for r_ in (1, 3, 6):
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# **3. Keep it warm (★★, 8 minutes).** `smallest_timeout(rate, share)`: the shortest keep-warm timeout in seconds at which
-# at most this share of requests meets a cold adapter, for `rate` requests an hour.
+# **3. Equal skill (★★, 8 minutes).** Two runs, measured along the way. `forgotten_at(skill, lost, target)`: what a run has
+# lost where its skill *first* crosses the target, linear between two checkpoints; None if it never does.
 
-# %% nbgrader={"grade": false, "grade_id": "warm", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def smallest_timeout(rate, share):
+# %% nbgrader={"grade": false, "grade_id": "equal", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def forgotten_at(skill, lost, target):
     ### BEGIN SOLUTION
-    return -3600 / rate * np.log(share)
+    for i, s in enumerate(skill):
+        if s >= target:
+            return lost[0] if i == 0 else lost[i - 1] + (target - skill[i - 1]) / (s - skill[i - 1]) * (lost[i] - lost[i - 1])
+    return None
     ### END SOLUTION
 
 
-# %% nbgrader={"grade": true, "grade_id": "warm-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-assert round(smallest_timeout(1, 0.01)) == 16579
+# %% nbgrader={"grade": true, "grade_id": "equal-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+assert forgotten_at([0.0, 0.2, 0.6], [0.0, 1.0, 2.0], 0.3) == 1.25
+assert forgotten_at([0.0, 0.2], [0.0, 1.0], 0.3) is None  # not its last checkpoint: that is not equal skill
 ### BEGIN HIDDEN TESTS
-gaps_ = np.random.default_rng(3).exponential(3600 / 5, 200_000)
-for share_ in (0.5, 0.05):
-    assert abs((gaps_ > smallest_timeout(5, share_)).mean() - share_) < 0.005
+rise_ = np.sort(np.random.default_rng(3).random(12))  # where a curve only rises, numpy's interpolation is an oracle
+cost_ = np.random.default_rng(4).random(12)
+for target_ in (rise_[0] + 1e-6, 0.3, 0.5, rise_[-1]):
+    assert abs(forgotten_at(list(rise_), list(cost_), target_) - np.interp(target_, rise_, cost_)) < 1e-9
+assert abs(forgotten_at([0, 0.4, 0.1, 0.5], [0, 2, 3, 4], 0.3) - 1.5) < 1e-12  # the first crossing counts
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -1108,9 +1300,9 @@ interview("10")
 # ## What to remember
 #
 # 1. B is zero so that the base answers until something is learnt; alpha / rank belongs to the adapter, merged or not.
-# 2. LoRA saves gradients and optimiser state. Not seconds, hardly activations, and not the old skill while it is worn:
-#    at equal skill the old answers lost more to it than to full tuning.
-# 3. Rank paid for form and for facts alike; that facts need more of it was not shown. Sweep, with a rate for each rank.
+# 2. LoRA saves gradients and optimiser state; hardly activations, hardly seconds. And not the old skill while it is worn:
+#    at equal skill, each at its gentlest rate, it kept fewer old answers than full tuning. The rate cost more still.
+# 3. A rank sweep at equal steps and one rate measures speed: rank 1 held the facts once it was allowed to finish.
 # 4. Isolation is the gift: off is bit for bit, a router keeps the old skill. Merging gives that away for speed.
 # 5. A packed base, or a new one, is another base. The hash says so; the suite says whether it matters.
 #
