@@ -778,8 +778,9 @@ for temperature in (1.0, 0.0):
 
 # %% [markdown]
 # Greedy decoding never draws the habit, because the habit is a minority. It beats 30 steps of RL sampled at temperature
-# 1 in the recorded seeds (3.5 points, last row of the figure). The reward has moved into the weights what a decoder setting gives away:
-# worth it where you must sample or do not own the decoder, and not a new skill. Compare the two curves.
+# 1 in the recorded seeds (3.5 points, last row of the figure). The reward has moved into the weights what a decoder
+# setting gives away: worth it where you must sample or do not own the decoder, and not a new skill. Compare the two
+# curves.
 
 # %%
 from lifecycle_lib.serve.engine import Engine
@@ -1019,9 +1020,9 @@ for reason in ("damaged", "late", "unwanted", "wrong"):
                                    for name, n in right.items()), f"  n = {len(at)}")
 
 # %% [markdown]
-# Nothing, on this seed: the unseen reasons gained about what the mixed run gained, well inside the intervals. What was learnt is not the class but the
-# habit of all classes, to claim no label. A lesson that differs by class would not carry over like this, and an average
-# would not show it: keep the table.
+# Nothing, on this seed: the unseen reasons gained about what the mixed run gained, well inside the intervals. What was
+# learnt is not the class but the habit of all classes, to claim no label. A lesson that differs by class would not carry
+# over like this, and an average would not show it: keep the table.
 #
 # ## The violation matrix
 #
