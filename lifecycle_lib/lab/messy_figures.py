@@ -107,7 +107,7 @@ def distance_figure(evidence: Mapping, not_measured: str = "writers other than t
         ax.annotate(shown, (d, g), xytext=(dx, dy), textcoords="offset points", fontsize=8, ha=side)
     r = evidence["extra"]["correlation_over_writers"]
     ax.set(xlabel="divergence of character trigrams from the exam's writer, before training (bits)", xlim=(0, 0.36),
-           ylabel="points under the teacher's offline score",
+           ylabel="points under the teacher's offline score", ylim=(-5, 67),
            title=f"r = {r['r']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
     return _finish(fig, f"n = {r['n']} writers, means of {len(evidence['seeds'])} seeds; interval: {r['interval']}.",
                    not_measured)
