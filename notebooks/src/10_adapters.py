@@ -248,8 +248,9 @@ for ax, task in zip(axes, TASKS):
         ax.plot([100 * n for n in new], lost, color=colour, marker=marker, markersize=4, linestyle=line, label=label)
     ax.axvline(100 * TARGETS[task], color="#808080", linestyle=":", linewidth=1.2)
     ax.set(title=task, xlabel="new answers that are exact (%)")
-axes[0].set_ylabel("loss added to old answers\n(nats a token)")
-axes[1].legend()
+    ax.set_yscale("symlog", linthresh=0.1)
+axes[0].set_ylabel("loss added to old answers\n(nats a token, log scale above 0.1)")
+axes[0].legend()
 finish(fig, "n = 1 recorded seed; a marker is a checkpoint, from the left; dotted: equal skill.", "other seeds (below)")
 
 # %%
@@ -305,6 +306,12 @@ def bars(es):
     return [[100 * (e.estimate - max(0, e.low)) for e in es], [100 * (min(1, e.high) - e.estimate) for e in es]]
 
 # %%
+def steps_to_skill(task, arm):
+    """Mean steps to equal skill, over the seeds that got there, and how many did."""
+    steps = [r[f"{task}.{arm}.at.step"] for r in per_seed if r[f"{task}.{arm}.at.reached"]]
+    return f"{sum(steps) / len(steps):6.0f} ({len(steps)} of {len(per_seed)})" if steps else f"  never (0 of {len(per_seed)})"
+
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), sharey=True)
 for ax, (key, label) in zip(axes, (("new", "new answers that are exact (%)"), ("old", "old answers that are exact (%)"))):
     for shift, task, (colour, marker, _, _) in zip((-0.12, 0.12), TASKS, SERIES):
@@ -317,13 +324,6 @@ axes[0].invert_yaxis()
 axes[1].legend()
 finish(fig, f"n = {len(per_seed)} seeds; bars: 95 % t intervals over seeds, cut at 0 and 100; after equal steps.",
        "longer training, the best rate of each rank")
-
-# %%
-def steps_to_skill(task, arm):
-    """Mean steps to equal skill, over the seeds that got there, and how many did."""
-    steps = [r[f"{task}.{arm}.at.step"] for r in per_seed if r[f"{task}.{arm}.at.reached"]]
-    return f"{sum(steps) / len(steps):6.0f} ({len(steps)} of {len(per_seed)})" if steps else f"  never (0 of {len(per_seed)})"
-
 
 # %%
 print(f"{'':10}" + "".join(f"{t + ': new skill':>18}{'steps to 30 %':>18}" for t in TASKS))
@@ -443,13 +443,15 @@ for ax, task in zip(axes, TASKS):
         ax.scatter([100 * p["moved"] for p in at], [p["lost"] for p in at], color=colour, marker=marker, s=24, label=family)
     ax.set(title=task, xscale="log", xlabel="change of the matrices, % of their size")
     ax.set_yscale("symlog", linthresh=0.1)
-axes[0].set_ylabel("loss added to old answers\n(nats a token)")
+    ax.minorticks_off()
+    ax.set_xticks([3, 10, 30, 100], ["3", "10", "30", "100"])
+axes[0].set_ylabel("loss added to old answers\n(nats a token, log scale above 0.1)")
 axes[1].legend()
 finish(fig, f"A point is one arm of one of {len(per_seed)} seeds at equal skill; arms that never got there are missing.",
        "changes made equal in size on purpose")
 
 # %% [markdown]
-# In both families, whoever moved further forgot more, and at equal skill LoRA stands to the right: it reaches the skill
+# In both families, who moved much further forgot more, and at equal skill LoRA stands to the right: it reaches the skill
 # through few directions and must push them harder. But full tuning's fast runs moved less and forgot as much: size is
 # not the whole story, and nobody set it. Not shown: models ten thousand times as large (Biderman's), a smaller alpha,
 # lower rates with more steps, replay (notebook 09).
@@ -840,6 +842,7 @@ for how in ("cat", "linear"):
     both = ", ".join(f"{t} {100 * over_seeds(f'merge.{how}.1+1.{t}').estimate:.0f} %" for t in TASKS)
     half = ", ".join(f"{t} {100 * over_seeds(f'merge.{how}.0.5+0.5.{t}').estimate:.0f} %" for t in TASKS)
     print(f"{how:7} halves: {half};  weights 1 and 1: {both}")
+print("alone at half its weight:", ", ".join(f"{t} {100 * over_seeds(f'merge.alone.0.5.{t}').estimate:.0f} %" for t in TASKS))
 show_evidence("peft_ranks", ["two adapters added: weaker skill at the best alpha",
                              "cosine of the two adapters' changes"], claim=False)
 
@@ -947,7 +950,6 @@ for label, times in clock.items():
 # reload. Requests come at random (Poisson) at rates made up here, few at night. In which hours is the slowest one in a
 # hundred a reload?
 
-# %%
 # %%
 RATE = np.array([3, 2, 1, 1, 2, 4, 12, 40, 90, 120, 140, 150, 140, 130, 130, 120, 110, 90, 60, 40, 25, 15, 8, 5])  # an hour
 TIMEOUT_S, LOAD_MS, BUSY_MS = 900.0, 2500.0, 40.0
