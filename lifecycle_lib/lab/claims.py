@@ -122,6 +122,7 @@ def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path 
     for row in rows:
         value, low, high = (in_unit(row[k], row["unit"].split(" of ")[0], 1) for k in ("estimate", "low", "high"))
         own_n = f"  n = {row['n']}" if "n" in row else ""  # over the seeds that can be compared
+        own_n += "  Wilson" if row["unit"] == "share of seeds" else ""
         print(f"  {row['name']:<{width}}  {value:>12}  [{low}, {high}]{own_n}")
     n, items = f"{evidence['n_cases']:,}", evidence.get("items", "frozen cases")
     scored = f"{n} {items} a seed" if items == "frozen cases" else f"each scored on {n} {items}"

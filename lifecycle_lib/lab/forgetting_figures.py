@@ -66,7 +66,8 @@ def erosion_figure(rows: Sequence[Mapping], arms: Sequence[str] = ("plain", "rep
     if title:
         fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    own = " Your run: one seed, another model, its own steps." if live else ""
+    own = " Gate: filled, ships in all seeds; else in this % of them."
+    own += " Your run: one seed, another model, its own steps." if live else ""
     return _finish(fig, f"n = {len(rows)} seeds, thin lines; marked: their mean.{own}",
                    "attacks, new words, other tasks, larger models")
 

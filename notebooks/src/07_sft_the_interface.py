@@ -1583,9 +1583,9 @@ diagnosis = "shifted_twice"
 ### END SOLUTION
 
 # %% nbgrader={"grade": true, "grade_id": "clinic-tests", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-assert diagnosis in clinic.CAUSES
-### BEGIN HIDDEN TESTS
 assert clinic.show_verdict(9, diagnosis, case_book)
+### BEGIN HIDDEN TESTS
+assert diagnosis == "shifted_twice"
 ### END HIDDEN TESTS
 
 # %% [markdown]

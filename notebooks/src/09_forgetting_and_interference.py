@@ -230,8 +230,8 @@ for i in range(int(place.max()) + 1):
 # %% [markdown]
 # ## What the launch suite says
 #
-# The release gate of notebook 18, on 400 frozen cases: the eroded model against the one it started from, which answers as
-# many of them. No straw man, then. (Its "refusals" are cases that no policy covers. Another skill, under the same word.)
+# The release gate of notebook 18, on 400 frozen cases: the eroded model against the one it started from, an
+# able reader itself. (Its "refusals" are cases that no policy covers. Another skill, under the same word.)
 
 # %%
 from lifecycle_lib.lab.studies.erosion_live import launch_gate
@@ -398,7 +398,8 @@ show_evidence("D2_rates", ["refusal at equal skill, plain, rate / 10 - plain", "
 # %% [markdown]
 # The dullest remedy works, in part: a tenth of the rate keeps some 54 points more of the refusals, for three times the steps,
 # in the six seeds that got there. The adapter gains from a lower rate too; at plain's own, its lead over plain is
-# inconclusive. Whoever compares leashes at one rate each compares rates. And none of these rates does what 2 % replay does.
+# inconclusive. Whoever compares leashes at one rate each compares rates. Replaying 2 % reached the skill in all eight seeds;
+# which of the two keeps more, six seeds do not say.
 #
 # ## Look-alikes decide what was taught
 #
@@ -854,6 +855,7 @@ interview("09")
 # 3. Replay needs some old rows, KL on old rows those and the old model, L2-SP the old weights alone. A lower rate needs nothing but
 #    time and helps in part. An adapter is no leash by itself.
 # 4. A refusal rate without benign twins is half a measurement.
-# 5. Weights are not undone. Keep the checkpoint, and forty sentinel asks that run at every one.
+# 5. Weights are not undone. Keep the checkpoint, and sentinel asks that run at every one: sized for the rate you promise
+#    and the number of checks.
 #
 # **Made:** nothing. **Next:** `10_adapters` keeps the base frozen and asks how much a few numbers beside it can learn.

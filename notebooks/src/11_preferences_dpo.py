@@ -1051,7 +1051,7 @@ for name, make in variants.items():
 
 # %% [markdown]
 # The specification forbids all five, by one line that names none of them. Four pass through the voted fork and lose the
-# same four nats. The fifth claims at a place that no pair shows, and loses two: the votes reached past their token. How
+# same four nats. The fifth claims at a place that no pair shows, and loses two and a half: the votes reached past their token. How
 # much of that is policy and how much is luck, nobody wrote down. Where a vote is silent the model guesses. (A vote still
 # beats a specification that you cannot write: tone, patience, which of two right answers helps.)
 #
@@ -1132,7 +1132,7 @@ print(f"pairs ranked the new way: {row['accuracy']:.0%}; chosen moved {row['chos
 # %% [markdown]
 # Pairs can teach it, slowly: 8 of 32 after 30 steps; SFT on the same answers, 11. Both pay elsewhere: of 64 cases
 # without damage, 59 were right before, 46 and 44 after. The edited line gets all 32 and costs nothing. (64 lessons, one
-# rate, one seed, no replay of old cases.) Facts that change belong in the text in front of the model: notebook 13.
+# rate, one seed, no replay of old cases.) Facts that change belong in the text in front of the model.
 #
 # ## One road or two?
 #
@@ -1654,7 +1654,7 @@ print(f"users' preference lost to hurried voters: {lost.estimate:+.1f} points [{
       f"n = {n_pools} vote sets; a canary needs about {canary} comparisons an arm to see it (80 % power, two arms)")
 
 # %% [markdown]
-# Length control gives the words back and nothing else. A hurried vote is no vote about promises, so it pulls *that*
+# Length control gives half of the words back (honest voters end at 14.8) and nothing else. A hurried vote is no vote about promises, so it pulls *that*
 # strength toward even as any wrong label does, and no length term can know. What helps is votes that look at the
 # point: careful users, a promising answer against one that does not promise. How many?
 
@@ -1732,8 +1732,8 @@ for name, report in {"sft": before, **{k: scored(m, n_short) for k, m in swayed.
 print(f"alpha * extra tokens {0.2 * (len(claim_ids) - len(plain_ids)):.1f} nats; ln odds of the votes {math.log(0.6 / 0.4):.2f}")
 
 # %% [markdown]
-# Under votes that length wins, DPO claims in 60 % of its answers. R-DPO credits 0.2 nats a token, 0.8 for the claim, more
-# than the 0.41 that the votes say: what is left to learn points the other way, and claims fall to 12 %. The repair is a
+# Under votes that length wins, DPO claims in 62 % of its answers. R-DPO credits 0.2 nats a token, 0.8 for the claim, more
+# than the 0.41 that the votes say: what is left to learn points the other way, and claims fall to 10 %. The repair is a
 # bet. In these pairs length and claim are one thing, and no loss can know which of them the voters meant; half the
 # $\alpha$ would have left almost nothing to learn. $\alpha$ is an opinion about voters. Pairs in which the better answer is
 # sometimes longer and sometimes shorter are what could measure it.
@@ -1892,7 +1892,7 @@ print(f"TRL's defaults: {trainer.args.optim.value}, rate {trainer.args.learning_
 
 # %% [markdown]
 # In TRL's logs the names are `rewards/margins`, `logps/chosen`, `logps/rejected`. Plot the last two. Its default rate
-# is a hundredth of the one that broke our format; now you know what that small number is for. The kin are a setting,
+# is a hundredth of the one that broke the format on seed 0. The kin are a setting,
 # `loss_type`. TRL's IPO divides by length, the paper's does not: check which one your $\beta$ was tuned for.
 
 # %%
@@ -1942,9 +1942,9 @@ diagnosis = "optimiser_elsewhere"
 ### END SOLUTION
 
 # %% nbgrader={"grade": true, "grade_id": "clinic-tests", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-assert diagnosis in clinic.CAUSES
-### BEGIN HIDDEN TESTS
 assert clinic.show_verdict(10, diagnosis, case_book)
+### BEGIN HIDDEN TESTS
+assert diagnosis == "optimiser_elsewhere"
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -1968,6 +1968,7 @@ def dpo_from_logps(chosen, rejected, ref_chosen, ref_rejected, beta):
 # %% nbgrader={"grade": true, "grade_id": "dpo-loss-tests", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 assert abs(dpo_from_logps(-5.0, -9.0, -5.0, -9.0, 0.1)[0] - math.log(2)) < 1e-12, "policy = reference: ln 2"
 assert dpo_from_logps(-4.0, -9.0, -5.0, -9.0, 0.5)[1:] == (0.5, 0.0)
+assert dpo_from_logps(-4000.0, 0.0, 0.0, 0.0, 0.5)[0] == 2000, "a margin of -2000 must survive"
 ### BEGIN HIDDEN TESTS
 for case_ in ((-1.0, -3.0, -2.0, -2.0, 0.5), (-20.0, -3.0, -2.0, -2.0, 0.1), (-4000.0, 0.0, 0.0, 0.0, 0.5)):
     c_, r_, rc_, rr_, b_ = map(torch.tensor, case_)
@@ -2017,6 +2018,7 @@ hard_pair = make_pair(golden.prompt, golden.answer, other_line, "wrong_policy")
 
 # %% nbgrader={"grade": true, "grade_id": "hard-pair-tests", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 assert set(hard_pair) >= {"prompt", "chosen", "rejected", "reason"} and hard_pair["prompt"] == golden.prompt
+assert json.loads(hard_pair["rejected"])["policy_id"] != "P-7", "the rejected answer quotes another line of the prompt"
 ### BEGIN HIDDEN TESTS
 import re
 

@@ -1499,9 +1499,9 @@ diagnosis = "greedy_rollouts"
 ### END SOLUTION
 
 # %% nbgrader={"grade": true, "grade_id": "clinic-tests", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-assert diagnosis in clinic.CAUSES
-### BEGIN HIDDEN TESTS
 assert clinic.show_verdict(7, diagnosis, case_book)
+### BEGIN HIDDEN TESTS
+assert diagnosis == "greedy_rollouts"
 ### END HIDDEN TESTS
 
 # %% [markdown]
