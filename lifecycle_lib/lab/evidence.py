@@ -274,7 +274,9 @@ def main(args: argparse.Namespace) -> int:
     for name in args.names or list(DESIGNS):
         evidence = conclude_again(name, Path(args.out)) if args.from_rows else run(
             name, range(args.seeds), Path(args.out), args.profile, args.store, args.workers, args.device)
-        print(f"{name}: {evidence['verdict']}  ({evidence['claim']})")
+        print(f"{name}: {evidence['verdict']}  ({evidence['claim']})\n  falsified by: {evidence['falsifier']}")
         for e in evidence["effects"]:
-            print(f"  {e['name']:48} {e['estimate']:12.4f}  [{e['low']:.4f}, {e['high']:.4f}] {e['unit']}")
+            own_n = f"  n = {e['n']}" if "n" in e else ""
+            print(f"  {e['name']:72} {e['estimate']:12.4g}  [{e['low']:.4g}, {e['high']:.4g}] {e['unit']}{own_n}")
+        print(f"written: {Path(args.out) / name}.json")
     return 0
