@@ -129,9 +129,10 @@ def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path 
     print(f"{evidence['interval']}; {len(evidence['seeds'])} seeds, {scored}")
 
 
-def evidence_figure(name: str, effects: Sequence[str] | None = None, title: str = "", folder: Path = RESULTS,
-                    not_measured: str = "other model sizes, other wordings, real customers") -> None:
-    """Draw recorded effects (all, or those named; they share one unit) with their intervals, and show the figure."""
+def evidence_figure(name: str, effects: Sequence[str] | Mapping[str, str] | None = None, title: str = "",
+                    folder: Path = RESULTS, not_measured: str = "other model sizes, other wordings, real customers") -> None:
+    """Draw recorded effects (all, those named, or {name: label}; they share one unit) with their intervals, and show
+    the figure."""
     evidence = recorded(name, folder)
     rows = _pick(evidence, name, effects)
     units = sorted({row["unit"] for row in rows})
@@ -139,9 +140,10 @@ def evidence_figure(name: str, effects: Sequence[str] | None = None, title: str 
         raise ValueError(f"{name}: effects in {' and '.join(units)} do not share an axis; name those of one unit")
     scale, label = (100, "percent" + units[0].removeprefix("share")) if units[0].startswith("share") else (1, units[0])
     n = len(evidence["seeds"])
-    drawn = {row["name"]: Effect(*(scale * row[k] for k in ("estimate", "low", "high")), row.get("n", n))
-             for row in rows}
-    smallest = scale * evidence["smallest_effect"] if evidence["effects"][0]["name"] in drawn else None
+    label_of = effects if isinstance(effects, Mapping) else {}
+    drawn = {label_of.get(row["name"], row["name"]): Effect(
+        *(scale * row[k] for k in ("estimate", "low", "high")), row.get("n", n)) for row in rows}
+    smallest = scale * evidence["smallest_effect"] if evidence["effects"][0] in rows else None
     interval_dots(drawn, title or name, xlabel=label, interval=evidence["interval"], not_measured=not_measured,
                   smallest=smallest)
     plt.show()

@@ -96,7 +96,7 @@ PATIENTS: tuple[Patient, ...] = (
     Patient("erasing_rate", "The new task is learnt within the hour. Complaints come from everybody else.",
             patients.erasing_rate, lambda c: c.tests["how far the weights moved, as a share of their norm"] > 1,
             "the weights moved by more than their own length: what the base knew was in the old place.",
-            "a rate 10 to 50 times smaller, replay, or an adapter; keep an old-task score in the launch suite", "09"),
+            "a rate 10 to 50 times smaller, and replay of old rows; keep an old-task score in the launch suite", "09"),
     Patient("swapped_pairs", "DPO went by the book: loss down, reward accuracy up. Customers get more promises.",
             patients.swapped_pairs, lambda c: c.vitals["claim rate"][1] > c.vitals["claim rate"][0],
             "the loss knows only the order it is given; accuracy measures agreement with the file, not with the desk.",

@@ -200,4 +200,4 @@ def purity_figure(evidence: Mapping,
            title="What a page of clicks teaches")
     fig.legend(loc="outside right center")
     return _finish(fig, f"n = {len(rows)} seeds, {evidence['n_cases']} cases each at temperature 1; bars: 95 % t "
-                        "intervals over seeds, cut at 0 and 100.", not_measured)
+                        "intervals over seeds, cut at 100.", not_measured)
