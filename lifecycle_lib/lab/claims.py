@@ -130,7 +130,8 @@ def show_evidence(name: str, effects: Sequence[str] | None = None, folder: Path 
 
 
 def evidence_figure(name: str, effects: Sequence[str] | Mapping[str, str] | None = None, title: str = "",
-                    folder: Path = RESULTS, not_measured: str = "other model sizes, other wordings, real customers") -> None:
+                    folder: Path = RESULTS,
+                    not_measured: str = "other model sizes, other wordings, real customers") -> None:
     """Draw recorded effects (all, those named, or {name: label}; they share one unit) with their intervals, and show
     the figure."""
     evidence = recorded(name, folder)
