@@ -21,7 +21,7 @@
 # - recognise a swapped pair, a moving reference and a mean in place of a sum from their loss curves.
 #
 # **Needs** the SFT checkpoint of `07_sft_the_interface`. **Makes** nothing new: the first run below *is* the stage
-# `lab.dpo()`. About 90 CPU seconds from a warm store, six minutes more from an empty one; peak memory about 1 GiB.
+# `lab.dpo()`. About 80 CPU seconds from a warm store, six minutes more from an empty one; peak memory about 1 GiB.
 
 # %% tags=["parameters"]
 profile = "laptop"
