@@ -928,7 +928,7 @@ print(f"{'(before: sft)':26} {'':10} {'':10} {100 * before['invented_claim_rate'
 # |---|---|---|
 # | 0.693 and flat, yet the policy moves | the reference is the policy itself | hash of the reference |
 # | a healthy falling loss, and *more* claims | chosen and rejected swapped | a check on the pairs: chosen must pass |
-# | 0.69 falling by thousandths | mean in place of sum: $\beta$ over the length | margins, times length |
+# | 0.693 and hardly falling (five steps above) | mean in place of sum: $\beta$ over the length | margins, times length |
 # | loss near 0, rejected in free fall, one slice in ruins | rate too high | frozen evaluation by slice |
 # | no claims counted, JSON breaks | claims begun and never closed | read the broken answers |
 #
