@@ -92,7 +92,7 @@ def test_reverse_on_own_answers_leaves_out_how_the_prefix_was_chosen(pair):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Lab:
-    return Lab("smoke", seed=100, device="cpu", store=Store(tmp_path_factory.mktemp("store")))
+    return Lab("smoke", seed=100, device="cpu", store=Store(tmp_path_factory.mktemp("store"))).arm(n_eval=8)
 
 
 @pytest.mark.parametrize("own", [True, False])
