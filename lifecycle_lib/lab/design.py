@@ -70,6 +70,12 @@ def first_at(key: str, curve: Sequence[dict], target: float) -> dict:
     return {**(hit or curve[-1]), "reached": float(hit is not None)}
 
 
+def between(before: dict, after: dict, key: str, target: float) -> dict:
+    """The numbers of two neighbouring checkpoints on the line between them, where `key` equals `target`."""
+    share = (target - before[key]) / (after[key] - before[key])
+    return {k: v + share * (after[k] - v) for k, v in before.items()}
+
+
 def summarise(design: Design, rows: Sequence[Row]) -> tuple[list[dict], str]:
     """(effects as rows, verdict). A clause of `also` or `within` can only lower the verdict; where an effect that the
     verdict needs was left out, too few seeds got there: inconclusive."""

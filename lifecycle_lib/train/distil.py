@@ -32,7 +32,7 @@ from lifecycle_lib.model.sampling import generate
 from lifecycle_lib.model.tokenizer import Tokenizer
 from lifecycle_lib.train.dpo import make_pair
 from lifecycle_lib.train.logprobs import Rows, shared_rows, sum_logps
-from lifecycle_lib.train.staying_close import counted_logits
+from lifecycle_lib.train.staying_close import counted_logits, whole_rows
 
 
 def divergence(student_logp: Tensor, teacher_logp: Tensor, beta: float = 0.0) -> Tensor:
@@ -89,13 +89,6 @@ class Targets:
                        F.pad(lengths.cumsum(0), (1, 0)), self.temperature)
 
 
-def _whole(rows: Rows) -> Rows:
-    """Raises ValueError for rows without their prompts: slices of them would be read without their prefix."""
-    if rows.prefix is not None:
-        raise ValueError("these rows share a prefix, which would be lost when they are sliced; make them with pad_rows")
-    return rows
-
-
 @torch.no_grad()
 def teacher_targets(model, rows: Rows, temperature: float = 1.0, top_k: int | None = None, part: int = 128) -> Targets:
     """Run the teacher once over `rows` and keep its softened distribution at every counted token, on the CPU.
@@ -107,7 +100,7 @@ def teacher_targets(model, rows: Rows, temperature: float = 1.0, top_k: int | No
     if top_k is not None and not 1 <= top_k < vocab:
         raise ValueError(f"top_k={top_k} must be 1 to {vocab - 1}; leave it out to keep all {vocab}")
     logps, ids = [], []
-    for i in range(0, len(_whole(rows).ids), part):
+    for i in range(0, len(whole_rows(rows).ids), part):
         r = Rows(rows.ids[i:i + part], rows.mask[i:i + part]).to(model.device)
         logp = torch.log_softmax(counted_logits(model, r).float() / temperature, -1)
         if top_k is not None:
@@ -133,7 +126,7 @@ def distil_batches(rows: Rows, targets: Targets | None, batch_size: int, seed: i
     """batches(step): rows in a fresh order each epoch, the same for every signal; fewer rows than a batch: all.
 
     Raises ValueError when the targets were made on other rows, or the rows share a prefix."""
-    n = len(_whole(rows).ids)
+    n = len(whole_rows(rows).ids)
     if targets is not None and not torch.equal(rows.mask[:, 1:].sum(1).cpu(), targets.starts.diff()):
         raise ValueError(f"targets of {len(targets.starts) - 1} rows, {len(targets.logp)} tokens, do not fit {n} rows "
                          f"with {int(rows.mask[:, 1:].sum())} counted tokens; run teacher_targets on these rows")

@@ -107,12 +107,12 @@ def replay(new: Callable[[int], Rows], old: Rows, share: float, seed: int, pad_i
 
     The batch keeps its size, so replay costs new rows, not steps. Raises ValueError for a share outside [0, 1], or
     rows with a shared prompt."""
-    _whole(old)
+    whole_rows(old)
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} must be 0 to 1; 0.05 replaces one row in twenty")
 
     def batches(step: int) -> Rows:
-        rows = _whole(new(step))
+        rows = whole_rows(new(step))
         n = len(rows.ids)
         k = replayed(step, n, share)
         if k == 0:
@@ -128,7 +128,7 @@ def stack(first: Rows, second: Rows, pad_id: int = 0) -> Rows:
     """Rows of both, right-padded to one width, without columns of padding alone.
 
     Raises ValueError for rows with a shared prompt."""
-    _whole(first), _whole(second)
+    whole_rows(first), whole_rows(second)
     width = max(first.ids.shape[1], second.ids.shape[1])
     ids = torch.cat([F.pad(r.ids, (0, width - r.ids.shape[1]), value=pad_id) for r in (first, second)])
     mask = torch.cat([F.pad(r.mask, (0, width - r.mask.shape[1]), value=False) for r in (first, second)])
@@ -136,10 +136,11 @@ def stack(first: Rows, second: Rows, pad_id: int = 0) -> Rows:
     return Rows(ids[:, :used], mask[:, :used])
 
 
-def _whole(rows: Rows) -> Rows:
+def whole_rows(rows: Rows) -> Rows:
+    """The same rows, each with its own prompt. Raises ValueError where they share one, which slicing would lose."""
     if rows.prefix is not None:
-        raise ValueError("these rows share their prompts (logprobs.shared_rows) and would lose them when picked or "
-                         "stacked; use pad_rows")
+        raise ValueError("rows that share a prefix would lose it when picked, sliced or stacked: these share their "
+                         "prompts (logprobs.shared_rows); use pad_rows")
     return rows
 
 

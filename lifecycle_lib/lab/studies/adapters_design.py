@@ -1,7 +1,7 @@
 """The claim of peft_ranks, and how a seed's arms become its row (the tasks and the arms are in adapters.py)."""
 
 from lifecycle_lib.core.store import Artifact
-from lifecycle_lib.lab.design import Design, Row, first_at
+from lifecycle_lib.lab.design import Design, Row, between, first_at
 from lifecycle_lib.lab.stages import Lab
 from lifecycle_lib.lab.studies.adapters import (
     ALPHAS,
@@ -28,8 +28,7 @@ def at_skill(curve: list[dict], target: float) -> dict:
     if not hit["reached"] or hit["step"] == curve[0]["step"]:
         return hit
     before = next(c for c, after in zip(curve, curve[1:]) if after["step"] == hit["step"])
-    share = (target - before["new"]) / (hit["new"] - before["new"])
-    return {**{k: v + share * (hit[k] - v) for k, v in before.items()}, "reached": 1.0}
+    return {**between(before, hit, "new", target), "reached": 1.0}
 
 
 def lost(curve: list[dict]) -> list[dict]:

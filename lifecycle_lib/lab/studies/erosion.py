@@ -29,7 +29,7 @@ from lifecycle_lib.desk.cases import Case
 from lifecycle_lib.desk.safety import Ask, score_asks
 from lifecycle_lib.judge import evals, gates
 from lifecycle_lib.judge.gates import GateConfig, decide
-from lifecycle_lib.lab.design import Design, Row, first_at
+from lifecycle_lib.lab.design import Design, Row, between, first_at
 from lifecycle_lib.lab.stages import TRAIN, Lab
 from lifecycle_lib.lab.studies import small, small_desk
 from lifecycle_lib.lab.studies.small import batches_of, row_losses, small_stage
@@ -262,8 +262,7 @@ def interpolated(curve: Curve, key: str, target: float) -> float | None:
     """`key` where exact pass first equals `target`, on the line between the two checkpoints around it."""
     for before, after in zip(curve, curve[1:]):
         if before["exact"] < target <= after["exact"]:
-            share = (target - before["exact"]) / (after["exact"] - before["exact"])
-            return before[key] + share * (after[key] - before[key])
+            return between(before, after, "exact", target)[key]
     return None
 
 
